@@ -1,0 +1,342 @@
+"""The agent: world model, actor and critic, their losses, and how they are saved.
+
+Owns the networks and trains them from batches of the replay; knows no game and no file but its
+own. Equations are those of DreamerV3 (Hafner et al., arXiv 2301.04104).
+
+    o  observation            h  recurrent state          R  lambda-return
+    a  action                 z  latent, a sample         v  value
+    r  reward                 s = (h, z), a "feature"     gamma  discount per decision
+    c  continue (0: a goal ended the game)                lambda  mixes lengths of return
+
+Sizes in shape comments: B windows of T rows, N imagined trajectories of H decisions, A action,
+F feature.
+"""
+
+import copy
+import json
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from networks import Actor, LatentHead, RecurrentModel, ScalarHead, mlp
+from utils import (
+    UserError,
+    check_config,
+    lambda_returns,
+    one_line,
+    symlog,
+    to_json,
+    update_return_scale,
+    write_atomically,
+)
+
+
+class Dreamer:
+    """A DreamerV3 agent for flat observations and actions in [-1, 1]."""
+
+    def __init__(self, config, observation_size, action_size, device="cpu"):
+        """`config` is a whole run's config, of which `config.dreamer` is read here."""
+        self.config, self.settings = config, config.dreamer
+        self.sizes = (observation_size, action_size)
+        self.device = torch.device(device)
+        settings = self.settings
+        self.posterior = LatentHead(settings)
+        self.prior = LatentHead(settings)
+        feature_size = settings.recurrent_size + self.prior.size
+        self.networks = {
+            "encoder": mlp(observation_size, settings.hidden_size, settings),
+            "recurrent": RecurrentModel(self.prior.size, action_size, settings),
+            "posterior": self.posterior,
+            "prior": self.prior,
+            "decoder": mlp(feature_size, observation_size, settings),
+            "reward": ScalarHead(feature_size, settings),
+            "continues": mlp(feature_size, 1, settings),
+            "actor": Actor(feature_size, action_size, settings),
+            "critic": ScalarHead(feature_size, settings),
+        }
+        self.networks["slow_critic"] = copy.deepcopy(self.networks["critic"])
+        for name, network in self.networks.items():
+            setattr(self, name, network.to(self.device))
+        self.return_scale = torch.zeros((), device=self.device)
+        self.gradient_steps = 0
+        self.world_model_parts = [
+            name for name in self.networks if name not in ("actor", "critic", "slow_critic")
+        ]
+        self.optimizers = {
+            "world_model": self._optimizer(self.world_model_parts, settings.world_model_rate),
+            "actor": self._optimizer(["actor"], settings.actor_rate),
+            "critic": self._optimizer(["critic"], settings.critic_rate),
+        }
+        self.memory = None
+
+    # ------------------------------------------------------------------------ playing
+
+    def reset(self, games=None):
+        """Forgets the games so far: all, or those of a boolean mask or an index array."""
+        if games is None:
+            self.memory = None
+        elif self.memory is not None:
+            for part in self.memory:
+                part[games] = 0
+
+    def remember(self, games):
+        """Prepares a memory (h, z, last action) for so many games side by side."""
+        widths = (self.settings.recurrent_size, self.prior.size, self.sizes[1])
+        self.memory = [torch.zeros(games, width, device=self.device) for width in widths]
+
+    @torch.no_grad()
+    def act(self, observation, deterministic=False, games=None):
+        """Actions in [-1, 1] for observations (n, O), or for a single one (O,), as NumPy float32.
+
+        Remembers h, z and the action of each game, so call it once per decision and `reset` when
+        a game starts. `games` says which of the remembered games the rows belong to. Raises
+        ValueError for a shape that does not fit.
+        """
+        observation = torch.from_numpy(np.asarray(observation, np.float32)).to(self.device)
+        if observation.ndim not in (1, 2) or observation.shape[-1] != self.sizes[0]:
+            raise ValueError(
+                f"observations must be ({self.sizes[0]},) or (n, {self.sizes[0]}),"
+                f" not {tuple(observation.shape)}"
+            )
+        rows = observation.reshape(-1, self.sizes[0])
+        games = slice(None) if games is None else games
+        if self.memory is None:
+            self.remember(len(rows))
+        h, z, a = (part[games] for part in self.memory)
+        if len(h) != len(rows):
+            raise ValueError(f"{len(rows)} observations for {len(h)} games; call reset() between")
+        h = self.recurrent(h, z, a)
+        z = self.posterior.sample(self.posterior(h, self.encoder(symlog(rows))), deterministic)
+        policy = self.actor(torch.cat([h, z], -1))
+        a = (policy.mean if deterministic else policy.sample()).clamp(-1, 1)
+        for part, value in zip(self.memory, (h, z, a), strict=True):
+            part[games] = value
+        return a.reshape(*observation.shape[:-1], -1).cpu().numpy()
+
+    def player(self):
+        """The same agent with the same networks, but with a memory of its own."""
+        player = copy.copy(self)
+        player.memory = None
+        return player
+
+    # ------------------------------------------------------------------------ learning
+
+    def train_step(self, batch):
+        """One gradient step on a batch (B, T) of the replay -> metrics as 0-d tensors."""
+        h, z, metrics = self.train_world_model(batch)
+        alive = 1 - batch["is_terminal"]
+        starts = [h.flatten(0, 1), z.flatten(0, 1), alive.flatten()]  # (B*T, ...)
+        count = self.settings.imagination_starts
+        if 0 < count < len(starts[0]):
+            chosen = torch.randperm(len(starts[0]), device=self.device)[:count]
+            starts = [part[chosen] for part in starts]  # (N, ...)
+        metrics |= self.train_behavior(*starts)
+        self.gradient_steps += 1
+        return metrics
+
+    def train_world_model(self, batch):
+        """One step of the world model -> posterior states h, z (B, T, .), detached, and metrics.
+
+        batch: observation (B, T, O), action (B, T, A), reward, is_first, is_terminal (B, T), in
+        the row convention of `buffer.py`.
+        """
+        settings = self.settings
+        target = symlog(batch["observation"])  # (B, T, O)
+        evidence = self.encoder(target).unbind(1)  # T x (B, hidden)
+        actions = batch["action"].unbind(1)
+        keep = (1 - batch["is_first"]).unsqueeze(-1).unbind(1)  # T x (B, 1)
+        h = target.new_zeros(len(target), settings.recurrent_size)
+        z = target.new_zeros(len(target), self.posterior.size)
+        states, latents, posteriors = [], [], []
+        for t in range(len(actions)):
+            h = self.recurrent(h * keep[t], z * keep[t], actions[t] * keep[t])
+            posterior = self.posterior(h, evidence[t])
+            z = self.posterior.sample(posterior)
+            states.append(h)
+            latents.append(z)
+            posteriors.append(posterior)
+        h, z, posterior = (torch.stack(x, 1) for x in (states, latents, posteriors))  # (B, T, .)
+        prior = self.prior(h)
+
+        feature = torch.cat([h, z], -1)  # (B, T, F)
+        losses = {
+            "reconstruction": 0.5 * (self.decoder(feature) - target).square().sum(-1),
+            "reward": self.reward.loss(self.reward(feature), batch["reward"]),
+            "continue": F.binary_cross_entropy_with_logits(
+                self.continues(feature).squeeze(-1), 1 - batch["is_terminal"], reduction="none"
+            ),
+            "kl_dynamics": self.prior.divergence(posterior.detach(), prior),
+            "kl_representation": self.prior.divergence(posterior, prior.detach()),
+        }
+        weights = {
+            "reconstruction": settings.reconstruction_weight,
+            "reward": 1.0,
+            "continue": 1.0,
+            "kl_dynamics": settings.beta_dynamics,
+            "kl_representation": settings.beta_representation,
+        }
+        metrics = {}
+        loss = 0.0
+        for name, value in losses.items():
+            assert value.shape == batch["reward"].shape, (name, value.shape)  # (B, T)
+            metrics[f"world_model/{name}"] = value.detach().mean()
+            value = value.clamp(min=settings.free_nats) if name.startswith("kl") else value
+            loss = loss + weights[name] * value.mean()
+        metrics["world_model/loss"] = loss.detach()
+        metrics["world_model/gradient_norm"] = self._optimize("world_model", loss)
+        return h.detach(), z.detach(), metrics
+
+    def train_behavior(self, h, z, alive):
+        """One step of actor and critic, in imagination from posterior states -> metrics.
+
+        h (N, R), z (N, Z), alive (N,): 0 where the state is the end of a game, which then counts
+        for nothing.
+
+            s_0 --actor--> a_0 --prior--> s_1 --actor--> a_1 ... s_H
+                                      r_1, c_1              r_H, c_H
+            v_0                       v_1                   v_H
+            R_0 = r_1 + gamma c_1 [(1-lambda) v_1 + lambda R_1]    weight of step 1: gamma c_1
+        """
+        settings = self.settings
+        through_dynamics = settings.actor_gradient == "dynamics"
+        features, policies, samples = [torch.cat([h, z], -1)], [], []
+        for _ in range(settings.horizon):
+            policies.append(self.actor(features[-1]))
+            samples.append(policies[-1].rsample())
+            with torch.set_grad_enabled(through_dynamics):
+                h = self.recurrent(h, z, samples[-1].clamp(-1, 1))
+                z = self.prior.sample(self.prior(h))
+                features.append(torch.cat([h, z], -1))
+        features = torch.stack(features)  # (H+1, N, F)
+        with torch.set_grad_enabled(through_dynamics):
+            rewards = self.reward.mean(self.reward(features[1:]))  # (H, N)
+            continues = torch.sigmoid(self.continues(features[1:]).squeeze(-1))  # (H, N)
+            discounts = settings.discount * continues
+            values = self.slow_critic.mean(self.slow_critic(features))  # (H+1, N)
+            returns = lambda_returns(rewards, discounts, values[1:], settings.return_lambda)
+        update_return_scale(self.return_scale, returns, settings.return_scale_decay)
+        scale = self.return_scale.clamp(min=1.0)
+        weights = torch.cat([alive.unsqueeze(0), discounts[:-1].detach()]).cumprod(0)  # (H, N)
+
+        entropy = torch.stack([policy.entropy() for policy in policies])  # (H, N)
+        if through_dynamics:
+            objective = returns / scale
+        else:
+            advantage = (returns - values[:-1]) / scale
+            pairs = zip(policies, samples, strict=True)
+            log_probability = torch.stack([p.log_prob(a.detach()) for p, a in pairs])
+            objective = log_probability * advantage
+        assert objective.shape == entropy.shape == weights.shape, objective.shape  # (H, N)
+        actor_loss = -(weights * (objective + settings.entropy * entropy)).mean()
+        actor_norm = self._optimize("actor", actor_loss)
+
+        critic_loss = self.critic.loss(self.critic(features[:-1].detach()), returns.detach())
+        critic_loss = (weights * critic_loss).mean()
+        critic_norm = self._optimize("critic", critic_loss)
+        pairs = zip(self.slow_critic.parameters(), self.critic.parameters(), strict=True)
+        with torch.no_grad():
+            for slow, fast in pairs:
+                slow.lerp_(fast, settings.slow_critic)
+        return {
+            "behavior/actor_loss": actor_loss.detach(),
+            "behavior/critic_loss": critic_loss.detach(),
+            "behavior/entropy": entropy.detach().mean(),
+            "behavior/std": torch.stack([p.base_dist.scale for p in policies]).detach().mean(),
+            "behavior/return": returns.detach().mean(),
+            "behavior/value": values.detach().mean(),
+            "behavior/return_scale": self.return_scale.clone(),
+            "behavior/actor_gradient_norm": actor_norm,
+            "behavior/critic_gradient_norm": critic_norm,
+        }
+
+    def _parameters(self, names):
+        """The parameters of the networks of these names, as a list."""
+        return [parameter for name in names for parameter in self.networks[name].parameters()]
+
+    def _optimizer(self, names, learning_rate):
+        """Adam over the networks of these names."""
+        return torch.optim.Adam(self._parameters(names), learning_rate, eps=1e-8, fused=True)
+
+    def _optimize(self, part, loss):
+        """One optimizer step of `part` and of nothing else -> norm of its gradient, unclipped."""
+        optimizer = self.optimizers[part]
+        parameters = optimizer.param_groups[0]["params"]
+        optimizer.zero_grad(set_to_none=True)
+        # `inputs` keeps the gradient away from every other network that the loss runs through
+        loss.backward(inputs=parameters)
+        norm = nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
+        optimizer.step()
+        return norm
+
+    # ------------------------------------------------------------------------ saving
+
+    def state(self):
+        """Everything needed to go on training: weights, optimizers, return scale, counter."""
+        return {
+            "networks": {name: part.state_dict() for name, part in self.networks.items()},
+            "optimizers": {name: part.state_dict() for name, part in self.optimizers.items()},
+            "return_scale": self.return_scale,
+            "gradient_steps": self.gradient_steps,
+            "sizes": list(self.sizes),
+            "settings": to_json(self.settings),
+        }
+
+    def restore_state(self, state):
+        """Takes over what `state` returned. Raises `UserError` if the networks differ in size."""
+        theirs, ours = json.loads(state["settings"]), json.loads(to_json(self.settings))
+        theirs["sizes"], ours["sizes"] = list(state["sizes"]), list(self.sizes)
+        shapes = ("sizes", "hidden_size", "hidden_layers", "norm", "recurrent_size", "latent")
+        for key in (*shapes, "latent_groups", "latent_classes", "scalar", "bins", "bin_limit"):
+            if theirs[key] != ours[key]:
+                name = "observation and action sizes" if key == "sizes" else f"dreamer.{key}"
+                raise UserError(f"{name}: the checkpoint has {theirs[key]}, this run {ours[key]}.")
+        for name, part in self.networks.items():
+            part.load_state_dict(state["networks"][name])
+        for name, part in self.optimizers.items():
+            part.load_state_dict(state["optimizers"][name])
+        self.return_scale.copy_(state["return_scale"])
+        self.gradient_steps = state["gradient_steps"]
+
+    def save(self, path, **counters):
+        """Writes weights, config and counters into one safetensors file that `load` reads."""
+        weights = {
+            f"{name}.{key}": value.contiguous().cpu()
+            for name, part in self.networks.items()
+            for key, value in part.state_dict().items()
+        }
+        counters = {"gradient_steps": self.gradient_steps, **counters}
+        metadata = {
+            "config": to_json(self.config),
+            "sizes": json.dumps(self.sizes),
+            "counters": json.dumps(counters),
+        }
+        write_atomically(path, lambda file: save_file(weights, file, metadata))
+
+    @classmethod
+    def load(cls, path, device="cpu"):
+        """The agent saved at `path`, ready to play. Raises `UserError` if it can't be read."""
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                weights = {key: file.get_tensor(key) for key in file.keys()}
+            config = json.loads(metadata["config"])
+            sizes = json.loads(metadata["sizes"])
+            counters = json.loads(metadata["counters"])
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
+            raise UserError(f"{path} is no saved agent: {one_line(reason)}") from None
+        agent = cls(check_config(config, str(path)), *sizes, device=device)
+        for name, part in agent.networks.items():
+            prefix = f"{name}."
+            own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+            try:
+                part.load_state_dict(own)
+            except RuntimeError as error:
+                raise UserError(f"{path} is damaged: {one_line(error)}") from None
+        agent.gradient_steps = counters["gradient_steps"]
+        agent.counters = counters
+        return agent

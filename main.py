@@ -1,0 +1,342 @@
+"""Training: reads one YAML, builds every object, then collect -> train -> evaluate -> save.
+
+python main.py --config hockey.yml [key=value ...]
+"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads sleep: be nice to company
+
+import argparse
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from tqdm import tqdm
+
+from buffer import ReplayBuffer
+from dreamer import Dreamer
+from evaluate import evaluate, evaluate_return
+from hockey_wrapper import MIRROR_ACTION, MIRROR_OBSERVATION, HockeyGames
+from opponents import OpponentPool
+from plots import write_page
+from utils import (
+    Every,
+    Metrics,
+    UserError,
+    load_config,
+    load_tensors,
+    open_tracker,
+    pick_device,
+    random_state,
+    restore_random_state,
+    seed_everything,
+    write_atomically,
+)
+
+
+def make_environment(config, pool):
+    """The games side by side: hockey against the pool, or any Gymnasium id with flat Boxes."""
+    if config.environment == "hockey":
+        return HockeyGames(config.hockey, config.environments, pool, config.dreamer.discount)
+    try:
+        environment = gymnasium.make_vec(
+            config.environment,
+            config.environments,
+            vectorization_mode="sync",
+            vector_kwargs={"autoreset_mode": AutoresetMode.NEXT_STEP},
+            wrappers=[lambda env: gymnasium.wrappers.RescaleAction(env, -1.0, 1.0)],
+        )
+    except (gymnasium.error.Error, AssertionError, ImportError) as error:
+        raise UserError(f"environment: {config.environment} can't be used: {error}") from None
+    if len(environment.single_observation_space.shape or ()) != 1:
+        raise UserError(f"environment: {config.environment} has no flat Box observations.")
+    return environment
+
+
+class Training:
+    """One run: everything it is made of, and the loop."""
+
+    def __init__(self, config):
+        """Builds all objects from the config and goes on from a checkpoint if `resume` says so."""
+        seed_everything(config.seed)
+        torch.set_num_threads(config.threads or torch.get_num_threads())
+        self.config = config
+        self.device = pick_device(config.device)
+        self.folder = Path("checkpoints") / config.run
+        self.csv, self.page = Path(f"metrics/{config.run}.csv"), Path(f"plots/{config.run}.html")
+        is_new = self.claim_name()
+
+        self.is_hockey = config.environment == "hockey"
+        self.pool = None
+        if self.is_hockey:
+            self.pool = OpponentPool(
+                config.opponents, config.environments, config.seed, self.device
+            )
+        self.games = make_environment(config, self.pool)
+        sizes = [
+            self.games.single_observation_space.shape[0],
+            self.games.single_action_space.shape[0],
+        ]
+        self.views = 2 if self.is_hockey and config.hockey.both_views else 1
+        rings = self.views * config.environments
+        self.agent = Dreamer(config, *sizes, self.device)
+        self.replay = ReplayBuffer(config.replay.rows, rings, *sizes, self.device, config.seed)
+        self.mirror = None
+        if self.is_hockey and config.hockey.mirror:
+            self.mirror = torch.from_numpy(np.concatenate([MIRROR_OBSERVATION, MIRROR_ACTION]))
+        self.metrics = Metrics(self.csv)
+        self.environment_steps = 0
+        self.started, self.minutes_before = time.time(), 0.0
+        self.random = np.random.default_rng(config.seed)  # of the warm-up actions
+        self.best = -np.inf  # score of best.safetensors
+        self.latest = {}  # win rates of the last evaluation
+        self.should_stop = False
+        self.track = open_tracker(config)
+        if not is_new:
+            self.restore()
+        self.start_games()
+
+    def claim_name(self):
+        """Whether the run starts from nothing. Raises `UserError` if its name is taken."""
+        config, state = self.config, self.folder / "state.pt"
+        taken = [path for path in (self.folder, self.csv, self.page) if path.exists()]
+        if config.resume and state.exists():
+            return False
+        if taken and config.overwrite:
+            for path in taken:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        elif taken:
+            raise UserError(
+                f"The run '{config.run}' exists ({taken[0]}): add resume=true to go on with it,"
+                " overwrite=true to delete it, or run=another_name."
+            )
+        return True
+
+    def run(self):
+        """Collect -> train -> evaluate -> save, until the gradient steps are done or a signal."""
+        config, agent = self.config, self.agent
+        should_log = Every(config.log_every, agent.gradient_steps)
+        should_evaluate = Every(config.evaluate_every, agent.gradient_steps)
+        should_save = Every(config.save_every, agent.gradient_steps)
+        if self.is_hockey:
+            should_snapshot = Every(config.opponents.snapshot_every, agent.gradient_steps)
+        self.bar = tqdm(total=config.gradient_steps, initial=agent.gradient_steps, unit="step")
+        self.bar.set_description("warm-up")
+        while agent.gradient_steps < config.gradient_steps and not self.should_stop:
+            self.collect()
+            while self.should_train():
+                self.train()
+                step = agent.gradient_steps
+                if self.is_hockey and should_snapshot(step):
+                    self.add_snapshot()
+                if should_evaluate(step):
+                    self.evaluate()
+                if should_log(step):
+                    self.log()
+                if should_save(step):
+                    self.save()
+        self.save()
+        self.bar.close()
+
+    def should_train(self):
+        """Whether `train_ratio` allows a gradient step now."""
+        config, step = self.config, self.agent.gradient_steps
+        warmup_steps = config.warmup_rows / self.views
+        earned = (self.environment_steps - warmup_steps) * config.train_ratio
+        batch_rows = config.replay.batch_size * config.replay.batch_length
+        is_due = earned >= (step + 1) * batch_rows and step < config.gradient_steps
+        return is_due and self.replay.filled >= config.replay.batch_length and not self.should_stop
+
+    def start_games(self):
+        """Starts all games anew and writes their first rows."""
+        seed = self.config.seed + self.environment_steps  # other games after each resume
+        self.observation, info = self.games.reset(seed=seed)
+        count = self.config.environments
+        self.done = np.ones(count, bool)
+        self.episode_return, self.episode_length = np.zeros(count), np.zeros(count, int)
+        actions = np.zeros((count, *self.games.single_action_space.shape), np.float32)
+        self.store(actions, np.zeros(count), np.zeros(count, bool), info)
+
+    def collect(self):
+        """One decision in every game; the rows that come of it go into the replay."""
+        began = time.time()
+        if self.environment_steps * self.views < self.config.warmup_rows:
+            action = self.random.uniform(-1, 1, self.games.action_space.shape)
+        else:
+            action = self.agent.act(self.observation)
+        is_first = self.done  # the step after an episode's end only starts the next one
+        self.observation, reward, terminated, truncated, info = self.games.step(action)
+        self.store(np.where(is_first[:, None], 0, action), reward, terminated, info)
+        self.done = terminated | truncated
+        self.environment_steps += len(action)
+        self.agent.reset(is_first)
+        self.count_episodes(reward, info)
+        self.metrics.add_time("collect", began)
+
+    def store(self, action, reward, terminated, info):
+        """Writes one row per game, and one per game as the opponent saw it."""
+        columns = [self.observation, action, reward, self.done, terminated]
+        if self.views == 2:
+            names = ("observation", "action", "reward")
+            theirs = [info[f"opponent_{name}"] for name in names] + [self.done, terminated]
+            columns = [np.concatenate(pair) for pair in zip(columns, theirs, strict=True)]
+        self.replay.add(*columns)
+
+    def count_episodes(self, reward, info):
+        """Statistics of the training games that have just ended."""
+        self.episode_return += reward
+        self.episode_length += 1
+        for game in np.flatnonzero(self.done):
+            self.metrics.add(
+                {
+                    "train/episode_return": self.episode_return[game],
+                    "train/episode_length": self.episode_length[game],
+                }
+            )
+            if self.is_hockey:
+                winner = info["winner"][game]
+                self.pool.record(info["opponent"][game], winner)
+                outcomes = {"wins": 1, "draws": 0, "losses": -1}
+                self.metrics.add({f"train/{k}": winner == value for k, value in outcomes.items()})
+        self.episode_return[self.done], self.episode_length[self.done] = 0, 0
+
+    def train(self):
+        """One gradient step."""
+        began = time.time()
+        sizes = self.config.replay
+        batch = self.replay.sample(sizes.batch_size, sizes.batch_length, self.mirror)
+        self.metrics.add(self.agent.train_step(batch))
+        self.metrics.add_time("train", began)
+        self.bar.update(1)
+
+    def evaluate(self):
+        """Plays against the bots; the agent with the best worst case is kept as best."""
+        began = time.time()
+        if self.is_hockey:
+            games, seed = self.config.evaluation_games, self.agent.gradient_steps
+            results = evaluate(self.agent, ("weak", "strong"), games, seed)
+            metrics = {key: value for result in results for key, value in result.metrics().items()}
+            score = min(result.win_rate() for result in results)
+            self.latest = {result.opponent: f"{result.win_rate():.0%}" for result in results}
+        else:
+            score = evaluate_return(self.agent, make_environment(self.config, None))
+            metrics = {"evaluation/return": score}
+            self.latest = {"return": f"{score:.1f}"}
+        self.metrics.add(metrics)
+        if score > self.best:
+            self.best = score
+            self.save_agent("best")
+        self.metrics.add_time("evaluate", began)
+
+    def log(self):
+        """Writes a row of the CSV and the page, and shows the rates."""
+        if self.is_hockey:
+            self.metrics.add(self.pool.mix())
+        row = self.metrics.write(
+            gradient_steps=self.agent.gradient_steps,
+            environment_steps=self.environment_steps,
+            minutes=self.minutes(),
+        )
+        self.track(row)
+        self.bar.set_description(self.config.run)
+        rate = f"{row['speed/environment_steps_per_second']:.0f}/s"
+        self.bar.set_postfix(environment=f"{self.environment_steps} ({rate})", **self.latest)
+        write_page(self.csv, self.page)
+
+    def minutes(self):
+        """Minutes of training so far, over all resumes."""
+        return self.minutes_before + (time.time() - self.started) / 60
+
+    def save_agent(self, name):
+        """Saves the agent alone, ready to play, as checkpoints/<run>/<name>.safetensors."""
+        path = self.folder / f"{name}.safetensors"
+        self.agent.save(path, environment_steps=self.environment_steps)
+        return path
+
+    def add_snapshot(self):
+        """A frozen copy of the agent joins the pool of opponents."""
+        self.pool.add_snapshot(self.save_agent(f"snapshot_{self.agent.gradient_steps:07d}"))
+
+    def save(self):
+        """Saves everything that `resume=true` needs, and the agent alone."""
+        state = {
+            "agent": self.agent.state(),
+            "replay": self.replay.state(),
+            "pool": self.pool.state() if self.pool else None,
+            "rows": self.metrics.rows,
+            "environment_steps": self.environment_steps,
+            "minutes": self.minutes(),
+            "best": self.best,
+            "random": random_state(),
+            "warmup": self.random.bit_generator.state,
+        }
+        write_atomically(self.folder / "state.pt", lambda file: torch.save(state, file))
+        self.save_agent("latest")
+
+    def restore(self):
+        """Goes on from what `save` wrote. Raises `UserError` if that does not fit."""
+        path = self.folder / "state.pt"
+        state = load_tensors(path)
+        try:
+            self.agent.restore_state(state["agent"])
+            self.replay.restore_state(state["replay"])
+            if self.pool:
+                self.pool.restore_state(state["pool"])
+            self.metrics.rows = state["rows"]
+            self.environment_steps = state["environment_steps"]
+            self.minutes_before, self.best = state["minutes"], state["best"]
+            self.random.bit_generator.state = state["warmup"]
+            restore_random_state(state["random"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path} does not fit this run: {error}") from None
+        print(f"resumed from {path} at {self.agent.gradient_steps} gradient steps")
+
+    def describe(self):
+        """Prints what is about to run: device, sizes, memory, files."""
+        config, replay = self.config, self.replay
+        print(f"device        {self.device}, {torch.get_num_threads()} threads")
+        for name, network in self.agent.networks.items():
+            count = sum(parameter.numel() for parameter in network.parameters())
+            print(f"{name:13} {count:,} parameters")
+        gigabytes = replay.rows.numel() * 4 / 1e9
+        print(f"replay        {replay.length * replay.rows.shape[1]:,} rows, {gigabytes:.2f} GB")
+        print(f"run           {config.run}, seed {config.seed}")
+        print(f"files         {self.csv}  {self.page}  {self.folder}/")
+
+
+def main(arguments=None):
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Trains a DreamerV3 agent.")
+    parser.add_argument("--config", default="hockey.yml", help="a path, or a name in configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces a config key")
+    options = parser.parse_args(arguments)
+    try:
+        training = Training(load_config(options.config, options.overrides))
+        training.describe()
+
+        def stop(*_):
+            training.should_stop = True
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C leaves at once
+            print("\nfinishing the step and saving ...", file=sys.stderr)
+
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), stop)
+        training.run()
+    except UserError as error:
+        print(f"main.py: {error}", file=sys.stderr)
+        return 2
+    if training.should_stop:
+        print(f"saved; the same command with resume=true goes on ({training.folder})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

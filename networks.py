@@ -1,0 +1,151 @@
+"""The neural networks of the agent, and nothing else: no losses over batches, no optimizers.
+
+Every network is a plain MLP but the recurrent model. A *head* turns the MLP's last numbers into
+a distribution: `LatentHead` (prior and posterior), `ScalarHead` (reward and value), `Actor`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.distributions import Independent, Normal, kl_divergence
+
+from utils import symexp, two_hot
+
+
+def activate(size, config):
+    """What follows a hidden layer's matrix: norm layer and activation, by config."""
+    norms = {"LayerNorm": nn.LayerNorm, "RMSNorm": nn.RMSNorm}
+    norm = [norms[config.norm](size)] if config.norm in norms else []
+    return nn.Sequential(*norm, getattr(nn, config.activation)())
+
+
+def mlp(input_size, output_size, config, output_scale=1.0):
+    """`hidden_layers` x (Linear, norm, activation), then a Linear shrunk by `output_scale`."""
+    layers, width = [], input_size
+    for _ in range(config.hidden_layers):
+        layers += [nn.Linear(width, config.hidden_size), activate(config.hidden_size, config)]
+        width = config.hidden_size
+    output = nn.Linear(width, output_size)
+    with torch.no_grad():
+        output.weight.mul_(output_scale)
+        output.bias.zero_()
+    return nn.Sequential(*layers, output)
+
+
+class RecurrentModel(nn.Module):
+    """h_t = f(h_{t-1}, z_{t-1}, a_{t-1}): a GRU whose gates share one normalised layer."""
+
+    def __init__(self, latent_size, action_size, config):
+        super().__init__()
+        size = config.recurrent_size
+        self.inputs = nn.Linear(latent_size + action_size, config.hidden_size)
+        self.activate = activate(config.hidden_size, config)
+        self.gates = nn.Linear(config.hidden_size + size, 3 * size)
+        self.norm = nn.Identity() if config.norm == "none" else nn.LayerNorm(3 * size)
+
+    def forward(self, h, z, a):
+        """(N, R), (N, Z), (N, A) -> (N, R)."""
+        x = self.activate(self.inputs(torch.cat([z, a], -1)))
+        reset, candidate, update = self.norm(self.gates(torch.cat([x, h], -1))).chunk(3, -1)
+        candidate = torch.tanh(torch.sigmoid(reset) * candidate)
+        update = torch.sigmoid(update - 1)  # the -1 lets h last longer at first (DreamerV2)
+        return update * candidate + (1 - update) * h
+
+
+class LatentHead(nn.Module):
+    """The distribution of the latent z: the prior given h, or the posterior given h and evidence.
+
+    What it predicts ("statistics") is one tensor: (..., G, C) log-probabilities of G categorical
+    variables, or (..., 2, G*C) mean and standard deviation. A sample is flat: (..., G*C).
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.categorical = config.latent == "categorical"
+        self.groups, self.classes = config.latent_groups, config.latent_classes
+        self.size = self.groups * self.classes
+        self.unimix = config.unimix
+        self.first = nn.Linear(config.recurrent_size, config.hidden_size)
+        outputs = self.size if self.categorical else 2 * self.size
+        # `first` is the first of the hidden layers; the rest of the MLP starts with its norm.
+        self.rest = mlp(config.recurrent_size, outputs, config)[1:]
+
+    def forward(self, h, evidence=None):
+        """h (..., R), evidence (..., hidden) added to the first layer -> statistics."""
+        hidden = self.first(h)
+        hidden = self.rest(hidden if evidence is None else hidden + evidence)
+        if self.categorical:
+            logits = hidden.unflatten(-1, (self.groups, self.classes))
+            probabilities = F.softmax(logits, -1)
+            return torch.log((1 - self.unimix) * probabilities + self.unimix / self.classes)
+        mean, std = hidden.unflatten(-1, (2, self.size)).unbind(-2)
+        return torch.stack([mean, F.softplus(std) + 0.1], -2)
+
+    def sample(self, statistics, deterministic=False):
+        """A sample with (straight-through) gradient, or the mode -> (..., G*C)."""
+        if not self.categorical:
+            mean, std = statistics.unbind(-2)
+            return mean if deterministic else mean + std * torch.randn_like(std)
+        probabilities = statistics.exp()
+        # argmax p/e with e ~ Exponential(1) is a draw from p: the Gumbel-max trick
+        noise = 1 if deterministic else torch.empty_like(probabilities).exponential_()
+        index = (probabilities / noise).argmax(-1, keepdim=True)
+        one_hot = torch.zeros_like(probabilities).scatter_(-1, index, 1.0)
+        return (one_hot + probabilities - probabilities.detach()).flatten(-2)
+
+    def divergence(self, left, right):
+        """KL[left, right] of two statistics, in nats, summed over the variables -> (...)."""
+        if self.categorical:
+            return (left.exp() * (left - right)).sum((-2, -1))
+        left, right = (Independent(Normal(*x.unbind(-2)), 1) for x in (left, right))
+        return kl_divergence(left, right)
+
+
+class ScalarHead(nn.Module):
+    """A distribution over a scalar (reward, value): two-hot over symexp-spaced bins, or Normal.
+
+    The bins are b_k = symexp(linspace(-limit, limit, K)); the prediction is the mean over them
+    (DreamerV3, equations 9-10). The last layer starts at zero, so the prediction does too.
+    """
+
+    def __init__(self, input_size, config):
+        super().__init__()
+        self.two_hot = config.scalar == "twohot"
+        bins = symexp(torch.linspace(-config.bin_limit, config.bin_limit, config.bins))
+        self.register_buffer("bins", bins, persistent=False)
+        self.layers = mlp(input_size, config.bins if self.two_hot else 1, config, output_scale=0.0)
+
+    def forward(self, features):
+        """features (..., F) -> logits (..., K), or the mean (..., 1)."""
+        return self.layers(features)
+
+    def mean(self, output):
+        """The predicted scalar (...) for an output of `forward`."""
+        if self.two_hot:
+            return (F.softmax(output, -1) * self.bins).sum(-1)
+        return output.squeeze(-1)
+
+    def loss(self, output, target):
+        """-ln p(target) (...) for an output of `forward` and a target (...)."""
+        if self.two_hot:
+            return -(two_hot(target, self.bins) * F.log_softmax(output, -1)).sum(-1)
+        return -Normal(output.squeeze(-1), 1.0, validate_args=False).log_prob(target)
+
+
+class Actor(nn.Module):
+    """The policy: a Gaussian whose mean is bounded to [-1, 1] by tanh and whose std is bounded.
+
+    Samples can leave [-1, 1]; whoever plays or imagines them clamps them.
+    """
+
+    def __init__(self, input_size, action_size, config):
+        super().__init__()
+        self.std_min, self.std_max = config.std_min, config.std_max
+        self.layers = mlp(input_size, 2 * action_size, config, output_scale=0.01)
+
+    def forward(self, features):
+        """features (..., F) -> Independent Normal over (..., A)."""
+        mean, std = self.layers(features).chunk(2, -1)
+        std = self.std_min + (self.std_max - self.std_min) * torch.sigmoid(std)
+        normal = Normal(torch.tanh(mean), std, validate_args=False)
+        return Independent(normal, 1, validate_args=False)

@@ -1,0 +1,151 @@
+"""Who stands on the other side: scripted bots, saved agents, and the pool that picks among them.
+
+Every opponent has `reset(games)` and `act(observations, games)`, called once per game frame with
+its own view of the game; without `games` they also take a single game's 18 numbers.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from dreamer import Dreamer
+from hockey_env import BasicOpponent
+from hockey_wrapper import PerGame
+from utils import UserError
+
+BOTS = ("weak", "strong", "random")
+
+
+class RandomPlayer:
+    """Uniformly random actions, drawn anew each frame."""
+
+    def __init__(self, seed):
+        self.generator = np.random.default_rng(seed)
+
+    def act(self, observation):
+        """18 numbers -> 4 numbers in [-1, 1)."""
+        return self.generator.uniform(-1, 1, 4)
+
+
+class AgentOpponent:
+    """A trained agent as an opponent: keeps its frame skip and its memory of each game."""
+
+    def __init__(self, agent, games, name, deterministic=False):
+        """Plays `agent` (its networks, with an own memory) in so many games side by side."""
+        self.agent, self.name, self.deterministic = agent.player(), name, deterministic
+        if self.agent.sizes != (18, 4):
+            raise UserError(f"{name} was not trained for hockey: it has sizes {agent.sizes}.")
+        self.agent.remember(games)
+        self.frame = np.zeros(games, int)  # since the game's start
+        self.action = np.zeros((games, 4), np.float32)
+
+    def reset(self, games=None):
+        """Forgets these games (default: all)."""
+        games = slice(None) if games is None else games
+        self.agent.reset(games)
+        self.frame[games] = 0
+
+    def act(self, observations, games=None):
+        """Observations (n, 18) of these games (default: all), or (18,), -> actions."""
+        observations = np.asarray(observations, np.float32)
+        if observations.ndim == 1:
+            return self.act(observations[None], [0])[0]
+        games = np.arange(len(self.frame)) if games is None else np.asarray(games)
+        decides = self.frame[games] % self.agent.config.hockey.frame_skip == 0
+        if decides.any():
+            chosen = games[decides]
+            self.action[chosen] = self.agent.act(
+                observations[decides], self.deterministic, games=chosen
+            )
+        self.frame[games] += 1
+        return self.action[games]
+
+
+def load(spec, games=1, seed=0, deterministic=True, device="cpu"):
+    """The opponent that `spec` names: weak, strong, random, or the path of a saved agent.
+
+    It plays in `games` games side by side. Raises `UserError` if there is no such opponent.
+    """
+    spec = str(spec)
+    seeds = np.random.SeedSequence(seed).generate_state(games)
+    if spec == "random":
+        return PerGame([RandomPlayer(int(s)) for s in seeds], spec)
+    if spec in BOTS:
+        weak = spec == "weak"
+        return PerGame([BasicOpponent(weak=weak, seed=int(s)) for s in seeds], spec)
+    if Path(spec).suffix != ".safetensors":
+        raise UserError(f"'{spec}' is no opponent: name {', '.join(BOTS)} or a .safetensors file.")
+    return AgentOpponent(Dreamer.load(spec, device), games, Path(spec).stem, deterministic)
+
+
+class OpponentPool:
+    """Picks each game's opponent by the config's shares, and counts what was really played."""
+
+    def __init__(self, settings, games, seed, device="cpu"):
+        """`settings`: `config.opponents`, for so many games side by side."""
+        self.settings, self.games, self.device = settings, games, device
+        self.generator = np.random.default_rng(seed)
+        self.bots = {name: load(name, games, seed + 1 + i) for i, name in enumerate(BOTS)}
+        self.files = [load(path, games, seed, device=device) for path in settings.files]
+        self.snapshots = {}  # path -> opponent, oldest first
+        self.played = {}  # name -> games
+        self.results = {}  # name of a snapshot -> running win rate of the agent against it
+        shares = np.array([settings[key] for key in (*BOTS, "snapshots", "files_share")])
+        if shares.sum() <= 0 or (settings.files_share > 0 and not self.files):
+            raise UserError("opponents: some share must be above 0, and files_share needs files.")
+        self.shares = shares / shares.sum()
+
+    def add_snapshot(self, path):
+        """Takes a saved agent into the pool; the oldest leaves when the pool is full."""
+        self.snapshots[str(path)] = load(path, self.games, deterministic=False, device=self.device)
+        while len(self.snapshots) > self.settings.snapshots_kept:
+            del self.snapshots[next(iter(self.snapshots))]
+
+    def choose(self):
+        """The opponent of the next game."""
+        shares = self.shares
+        if not self.snapshots:  # until there is one, its share goes to the others
+            shares = np.where(np.arange(5) == 3, 0, shares)
+            shares = shares / shares.sum() if shares.sum() > 0 else np.eye(5)[1]
+        kind = self.generator.choice(5, p=shares)
+        if kind < 3:
+            return self.bots[BOTS[kind]]
+        if kind == 4:
+            return self.files[self.generator.integers(len(self.files))]
+        snapshots = list(self.snapshots.values())
+        weights = np.ones(len(snapshots))
+        if self.settings.choice == "pfsp":
+            rates = np.array([self.results.get(one.name, 0.5) for one in snapshots])
+            weights = rates * (1 - rates) + 0.01  # nobody is forgotten for good
+        return snapshots[self.generator.choice(len(snapshots), p=weights / weights.sum())]
+
+    def record(self, name, winner):
+        """Counts a finished game against the opponent of this name; `winner`: +1 we, -1, 0."""
+        self.played[name] = self.played.get(name, 0) + 1
+        won = {1: 1.0, 0: 0.5, -1: 0.0}[int(winner)]
+        rate = self.results.get(name, 0.5)
+        self.results[name] = rate + 0.05 * (won - rate)
+
+    def mix(self):
+        """Metrics: the share of each kind of opponent in all games played so far."""
+        total = max(1, sum(self.played.values()))
+        own = sum(n for name, n in self.played.items() if name.startswith("snapshot"))
+        mix = {"snapshots": own} if own else {}
+        mix |= {name: n for name, n in self.played.items() if not name.startswith("snapshot")}
+        return {f"opponents/{name}": number / total for name, number in sorted(mix.items())}
+
+    def state(self):
+        """What `restore_state` needs to go on."""
+        return {
+            "snapshots": list(self.snapshots),
+            "played": self.played,
+            "results": self.results,
+            "generator": self.generator.bit_generator.state,
+        }
+
+    def restore_state(self, state):
+        """Takes over what `state` returned; reads the snapshots' files again."""
+        for path in state["snapshots"]:
+            self.add_snapshot(path)
+        self.played, self.results = state["played"], state["results"]
+        self.generator.bit_generator.state = state["generator"]

@@ -1,0 +1,415 @@
+"""What every other file needs and nothing of its own: mathematics, config, files, metrics.
+
+The mathematics are pure functions of tensors. Whatever a user can get wrong (config, paths,
+checkpoints) ends in a `UserError` whose message is one sentence; `main.py` prints just that.
+"""
+
+import difflib
+import json
+import os
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+
+class UserError(Exception):
+    """Something the user can mend; the message says what is wrong, where, and what is right."""
+
+
+# ---------------------------------------------------------------------------- mathematics
+
+
+def symlog(x):
+    """sign(x) ln(1 + |x|), elementwise (DreamerV3, equation 9)."""
+    return torch.sign(x) * torch.log1p(torch.abs(x))
+
+
+def symexp(x):
+    """The inverse of `symlog`."""
+    return torch.sign(x) * torch.expm1(torch.abs(x))
+
+
+def two_hot(values, bins):
+    """Weights (..., K) on the two of the K ascending `bins` that enclose each value (...).
+
+    The weights sum to one and their mean over the bins is the value again; values beyond the
+    outermost bins are clamped to them (DreamerV3, equation 10).
+    """
+    values = values.clamp(bins[0], bins[-1])
+    upper = torch.searchsorted(bins, values.contiguous(), right=True).clamp(1, len(bins) - 1)
+    low, high = bins[upper - 1], bins[upper]
+    share = ((values - low) / (high - low)).unsqueeze(-1)
+    weights = torch.zeros(*values.shape, len(bins), device=values.device)
+    weights.scatter_(-1, upper.unsqueeze(-1) - 1, 1 - share)
+    return weights.scatter_(-1, upper.unsqueeze(-1), share)  # (..., K)
+
+
+def lambda_returns(rewards, discounts, values, return_lambda):
+    """R_t = r_{t+1} + d_{t+1} [(1-lambda) v_{t+1} + lambda R_{t+1}], R_H = v_H (DreamerV3, eq. 7).
+
+    All three inputs are (H, N) and stand for the steps 1..H: reward on arrival, gamma times the
+    continue probability, value of the state arrived at. Returns (H, N) for the steps 0..H-1.
+    """
+    returns, following = [], values[-1]
+    for reward, discount, value in zip(
+        reversed(rewards), reversed(discounts), reversed(values), strict=True
+    ):
+        following = reward + discount * ((1 - return_lambda) * value + return_lambda * following)
+        returns.append(following)
+    return torch.stack(returns[::-1])
+
+
+def update_return_scale(scale, returns, decay):
+    """Moves the running `scale` in place towards the 5%..95% range of `returns` (DreamerV3, 8)."""
+    low, high = torch.quantile(returns.detach().flatten(), returns.new_tensor([0.05, 0.95]))
+    scale.mul_(decay).add_((1 - decay) * (high - low))
+
+
+def wilson_interval(share, games):
+    """The 95% Wilson interval (low, high), within 0..1, of a share of so many games."""
+    z = 1.96
+    center = (share + z**2 / (2 * games)) / (1 + z**2 / games)
+    margin = z * (share * (1 - share) / games + z**2 / (4 * games**2)) ** 0.5
+    margin = margin / (1 + z**2 / games)
+    return center - margin, center + margin
+
+
+# ---------------------------------------------------------------------------- config
+
+SHARE, COUNT, POSITIVE = (float, 0, 1), (int, 1, None), (float, 1e-12, None)
+NUMBER, FROM_ZERO = (float, 0, None), (int, 0, None)
+
+SCHEMA = {  # key: kind, or (int or float, smallest, largest), or the allowed words
+    "run": str,
+    "seed": (int, 0, 2**31 - 1),
+    "device": str,
+    "threads": FROM_ZERO,
+    "resume": bool,
+    "overwrite": bool,
+    "gradient_steps": COUNT,
+    "log_every": COUNT,
+    "evaluate_every": COUNT,
+    "evaluation_games": COUNT,
+    "save_every": COUNT,
+    "tracker": {"none", "tensorboard", "wandb"},
+    "environment": str,
+    "environments": COUNT,
+    "warmup_rows": COUNT,
+    "train_ratio": POSITIVE,
+    "hockey.game": {"built-in", "hockey-env"},
+    "hockey.frame_skip": (int, 1, 50),
+    "hockey.reward": {"sparse", "env", "pbrs"},
+    "hockey.chase": NUMBER,
+    "hockey.attack": NUMBER,
+    "hockey.anneal": FROM_ZERO,
+    "hockey.modes.normal": SHARE,
+    "hockey.modes.shooting": SHARE,
+    "hockey.modes.defense": SHARE,
+    "hockey.both_views": bool,
+    "hockey.mirror": bool,
+    "opponents.weak": SHARE,
+    "opponents.strong": SHARE,
+    "opponents.random": SHARE,
+    "opponents.snapshots": SHARE,
+    "opponents.files": list,
+    "opponents.files_share": SHARE,
+    "opponents.snapshot_every": COUNT,
+    "opponents.snapshots_kept": COUNT,
+    "opponents.choice": {"uniform", "pfsp"},
+    "replay.rows": COUNT,
+    "replay.batch_size": COUNT,
+    "replay.batch_length": (int, 2, None),
+    "dreamer.hidden_size": COUNT,
+    "dreamer.hidden_layers": (int, 1, 20),
+    "dreamer.norm": {"LayerNorm", "RMSNorm", "none"},
+    "dreamer.activation": {"SiLU", "ELU", "Tanh"},
+    "dreamer.recurrent_size": COUNT,
+    "dreamer.latent": {"categorical", "gaussian"},
+    "dreamer.latent_groups": COUNT,
+    "dreamer.latent_classes": COUNT,
+    "dreamer.unimix": SHARE,
+    "dreamer.scalar": {"twohot", "normal"},
+    "dreamer.bins": (int, 2, None),
+    "dreamer.bin_limit": (float, 0.1, 20),
+    "dreamer.reconstruction_weight": NUMBER,
+    "dreamer.free_nats": NUMBER,
+    "dreamer.beta_dynamics": NUMBER,
+    "dreamer.beta_representation": NUMBER,
+    "dreamer.imagination_starts": FROM_ZERO,
+    "dreamer.horizon": (int, 1, 1000),
+    "dreamer.discount": SHARE,
+    "dreamer.return_lambda": SHARE,
+    "dreamer.actor_gradient": {"dynamics", "reinforce"},
+    "dreamer.entropy": NUMBER,
+    "dreamer.std_min": POSITIVE,
+    "dreamer.std_max": POSITIVE,
+    "dreamer.return_scale_decay": SHARE,
+    "dreamer.slow_critic": SHARE,
+    "dreamer.world_model_rate": POSITIVE,
+    "dreamer.actor_rate": POSITIVE,
+    "dreamer.critic_rate": POSITIVE,
+    "dreamer.gradient_clip": POSITIVE,
+}
+ONLY_HOCKEY = ("hockey.", "opponents.")
+
+
+def find_config(name):
+    """The path of a config given as a path or as a bare name from `configs/`."""
+    here = Path(__file__).parent / "configs"
+    for path in (Path(name), here / name, here / f"{name}.yml"):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.name for path in here.glob("*.yml")))
+    raise UserError(f"There is no config '{name}', neither as a path nor in configs/ ({known}).")
+
+
+def load_config(name, overrides=()):
+    """Reads a YAML, applies `key=value` overrides, checks every key; a read-only DictConfig."""
+    path = find_config(name)
+    try:
+        config = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} is not readable as YAML: {one_line(error)}") from None
+    if not isinstance(config, DictConfig):
+        raise UserError(f"{path} must hold 'key: value' lines.")
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"'{override}' on the command line must read key=value.")
+        if key not in SCHEMA:
+            raise UserError(f"'{key}' on the command line is no key;{nearest(key)}")
+        try:
+            config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+        except (YAMLError, OmegaConfBaseException) as error:
+            raise UserError(f"'{override}' is not understood: {one_line(error)}") from None
+    return check_config(config, str(path))
+
+
+def check_config(config, source):
+    """Holds every key of `config` (DictConfig or dict) against SCHEMA; raises `UserError`."""
+    try:
+        plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{source}: {one_line(error)}") from None
+    flat = dict(flatten(plain))
+    wanted = set(SCHEMA)
+    if flat.get("environment", "hockey") != "hockey":
+        wanted = {key for key in wanted if not key.startswith(ONLY_HOCKEY)}
+    for key in flat:
+        if key not in wanted:
+            raise UserError(f"{source}: '{key}' is no key here;{nearest(key, wanted)}")
+    for key in sorted(wanted - set(flat)):
+        raise UserError(f"{source}: the key '{key}' is missing.")
+    for key, value in flat.items():
+        check_value(f"{source}: {key}", value, SCHEMA[key])
+    if plain["dreamer"]["std_min"] > plain["dreamer"]["std_max"]:
+        raise UserError(f"{source}: dreamer.std_min must not be above dreamer.std_max.")
+    if not plain["run"] or set(plain["run"]) & set('/\\:*?"<>|') or plain["run"][0] == ".":
+        raise UserError(f"{source}: run must be a plain file name, not '{plain['run']}'.")
+    checked = OmegaConf.create(plain)
+    OmegaConf.set_readonly(checked, True)
+    return checked
+
+
+def check_value(where, value, rule):
+    """Raises `UserError` unless `value` obeys the `rule` of SCHEMA."""
+    if isinstance(rule, set):
+        if value not in [*rule]:
+            raise UserError(f"{where} must be one of {', '.join(sorted(rule))}, not '{value}'.")
+        return
+    kind, low, high = rule if isinstance(rule, tuple) else (rule, None, None)
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits or (kind is not bool and isinstance(value, bool)):
+        raise UserError(f"{where} must be {words.get(kind, 'a list')}, not '{value}'.")
+    if kind is list and not all(isinstance(item, str) for item in value):
+        raise UserError(f"{where} must be a list of paths, not '{value}'.")
+    below = low is not None and not value >= low  # also true for NaN
+    if below or (high is not None and not value <= high) or value in (np.inf, -np.inf):
+        bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise UserError(f"{where} must be {bounds}, not {value}.")
+
+
+def flatten(tree, prefix=""):
+    """Yields ('a.b.c', value) for every leaf of nested dicts; an empty dict is a leaf."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def nearest(key, known=tuple(SCHEMA)):
+    """' did you mean ...?', naming the known key that is most like `key`."""
+    close = difflib.get_close_matches(key, sorted(known), 1, cutoff=0.0)
+    return f" did you mean '{close[0]}'?" if close else " no key is known."
+
+
+def one_line(error):
+    """The message of an exception on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# ---------------------------------------------------------------------------- seeds and time
+
+
+def seed_everything(seed):
+    """Seeds Python's, NumPy's and PyTorch's global generators."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def random_state():
+    """The state of the three global generators, as tensors and numbers."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all(),
+    }
+
+
+def restore_random_state(state):
+    """Takes over what `random_state` returned."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def pick_device(name):
+    """The torch.device of the config's `device`; "auto" is CUDA if there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        reason = one_line(error).split(". ")[0]
+        raise UserError(f"device: {name} can't be used here: {reason}") from None
+
+
+class Every:
+    """`should_save = Every(1000)`: `should_save(step)` is true once per 1000 steps passed."""
+
+    def __init__(self, interval, start=0):
+        self.interval = interval
+        self.last = start // interval
+
+    def __call__(self, step):
+        passed, self.last = self.last, max(self.last, step // self.interval)
+        return self.last > passed
+
+
+# ---------------------------------------------------------------------------- files
+
+
+def write_atomically(path, write):
+    """Calls `write(temporary_path)`, flushes it to disk and renames it to `path`.
+
+    So `path` is never half written. Raises `UserError` if the disk or folder refuses.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"Could not write {path}: {one_line(error)}") from None
+
+
+def load_tensors(path):
+    """What `torch.save` wrote, as data only: nothing in the file is ever executed."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises almost anything
+        raise UserError(f"{path} can't be read: {one_line(error)[:200]}") from None
+
+
+class Metrics:
+    """Collects metrics between two logging points and keeps `metrics/<run>.csv` up to date."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.rows = []  # what the CSV holds, as dicts
+        self.pending, self.seconds = {}, {}
+
+    def add(self, metrics):
+        """Takes a dict of numbers or 0-d tensors; several values of a key are averaged."""
+        for key, value in metrics.items():
+            self.pending.setdefault(key, []).append(value)
+
+    def add_time(self, name, began):
+        """Adds the seconds since `began` to the metric time/<name>; these are summed up."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.time() - began
+
+    def write(self, **axes):
+        """Appends one row with the x axes (both steps, minutes), writes the CSV; returns the row.
+
+        Raises `UserError`, after writing, if a metric is not finite.
+        """
+        row = dict(axes)
+        for key, values in self.pending.items():
+            values = [torch.as_tensor(value, dtype=torch.float32) for value in values]
+            row[key] = float(torch.stack(values).mean())
+        row |= {f"time/{name}": value for name, value in self.seconds.items()}
+        before = self.rows[-1] if self.rows else dict.fromkeys(axes, 0)
+        seconds = max(1e-9, 60 * (axes["minutes"] - before["minutes"]))
+        for name in ("gradient_steps", "environment_steps"):
+            row[f"speed/{name}_per_second"] = (axes[name] - before[name]) / seconds
+        self.pending, self.seconds = {}, {}
+        self.rows.append(row)
+        table = pandas.DataFrame(self.rows)
+        write_atomically(self.path, lambda file: table.to_csv(file, index=False))
+        for key, value in row.items():
+            if not np.isfinite(value):
+                raise UserError(
+                    f"{key} is {value} at gradient step {axes['gradient_steps']}: training has"
+                    " diverged; lower the learning rates, then resume=true."
+                )
+        return row
+
+
+def open_tracker(config):
+    """A function that sends a CSV row to TensorBoard or W&B as well, by the config's `tracker`."""
+    if config.tracker == "none":
+        return lambda row: None
+    try:
+        if config.tracker == "wandb":
+            import wandb
+
+            plain = OmegaConf.to_container(config)
+            run = wandb.init(project="hockey", name=config.run, config=plain)
+            return lambda row: run.log(row, step=row["gradient_steps"])
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(f"metrics/{config.run}.tensorboard")
+    except ImportError as error:
+        raise UserError(f"tracker: {config.tracker} needs: pip install {config.tracker}") from error
+
+    def track(row):
+        for key, value in row.items():
+            writer.add_scalar(key, value, row["gradient_steps"])
+
+    return track
+
+
+def to_json(config):
+    """A config (or part of one) as a JSON text."""
+    return json.dumps(OmegaConf.to_container(config, resolve=True))
