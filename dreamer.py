@@ -46,10 +46,11 @@ class Dreamer:
         settings = self.settings
         self.posterior = LatentHead(settings)
         self.prior = LatentHead(settings)
-        feature_size = settings.recurrent_size + self.prior.size
+        self.carried = observation_size if settings.observation_in_state else 0
+        feature_size = settings.recurrent_size + self.prior.size + self.carried
         self.networks = {
             "encoder": mlp(observation_size, settings.hidden_size, settings),
-            "recurrent": RecurrentModel(self.prior.size, action_size, settings),
+            "recurrent": RecurrentModel(self.prior.size + action_size + self.carried, settings),
             "posterior": self.posterior,
             "prior": self.prior,
             "decoder": mlp(feature_size, observation_size, settings),
@@ -85,7 +86,7 @@ class Dreamer:
 
     def remember(self, games):
         """Prepares a memory (h, z, last action) for so many games side by side."""
-        widths = (self.settings.recurrent_size, self.prior.size, self.sizes[1])
+        widths = (self.settings.recurrent_size, self.prior.size, self.sizes[1], self.carried)
         self.memory = [torch.zeros(games, width, device=self.device) for width in widths]
 
     @torch.no_grad()
@@ -106,14 +107,16 @@ class Dreamer:
         games = slice(None) if games is None else games
         if self.memory is None:
             self.remember(len(rows))
-        h, z, a = (part[games] for part in self.memory)
+        h, z, a, o = (part[games] for part in self.memory)
         if len(h) != len(rows):
             raise ValueError(f"{len(rows)} observations for {len(h)} games; call reset() between")
-        h = self.recurrent(h, z, a)
-        z = self.posterior.sample(self.posterior(h, self.encoder(symlog(rows))), deterministic)
-        policy = self.actor(torch.cat([h, z], -1))
+        h = self.recurrent(h, torch.cat([z, a, o], -1))
+        o = symlog(rows)
+        z = self.posterior.sample(self.posterior(h, self.encoder(o)), deterministic)
+        o = o[:, : self.carried]
+        policy = self.actor(torch.cat([h, z, o], -1))
         a = (policy.mean if deterministic else policy.sample()).clamp(-1, 1)
-        for part, value in zip(self.memory, (h, z, a), strict=True):
+        for part, value in zip(self.memory, (h, z, a, o), strict=True):
             part[games] = value
         return a.reshape(*observation.shape[:-1], -1).cpu().numpy()
 
@@ -127,44 +130,45 @@ class Dreamer:
 
     def train_step(self, batch):
         """One gradient step on a batch (B, T) of the replay -> metrics as 0-d tensors."""
-        h, z, metrics = self.train_world_model(batch)
-        alive = 1 - batch["is_terminal"]
-        starts = [h.flatten(0, 1), z.flatten(0, 1), alive.flatten()]  # (B*T, ...)
+        *state, metrics = self.train_world_model(batch)
+        self.gradient_steps += 1
+        if self.gradient_steps <= self.settings.world_model_head_start:
+            return metrics
+        starts = [part.flatten(0, 1) for part in (*state, 1 - batch["is_terminal"])]  # (B*T, .)
         count = self.settings.imagination_starts
         if 0 < count < len(starts[0]):
             chosen = torch.randperm(len(starts[0]), device=self.device)[:count]
             starts = [part[chosen] for part in starts]  # (N, ...)
-        metrics |= self.train_behavior(*starts)
-        self.gradient_steps += 1
-        return metrics
+        return metrics | self.train_behavior(*starts)
 
     def train_world_model(self, batch):
-        """One step of the world model -> posterior states h, z (B, T, .), detached, and metrics.
+        """One step of the world model -> posterior states (h, z, o) (B, T, .) and metrics.
 
         batch: observation (B, T, O), action (B, T, A), reward, is_first, is_terminal (B, T), in
-        the row convention of `buffer.py`.
+        the row convention of `buffer.py`. The states are detached; o is the carried observation.
         """
-        settings = self.settings
         target = symlog(batch["observation"])  # (B, T, O)
         evidence = self.encoder(target).unbind(1)  # T x (B, hidden)
-        actions = batch["action"].unbind(1)
-        keep = (1 - batch["is_first"]).unsqueeze(-1).unbind(1)  # T x (B, 1)
-        h = target.new_zeros(len(target), settings.recurrent_size)
+        keep = (1 - batch["is_first"]).unsqueeze(-1)  # (B, T, 1)
+        o = target[..., : self.carried]
+        previous_o = F.pad(o[:, :-1], (0, 0, 1, 0)) * keep
+        inputs = torch.cat([batch["action"] * keep, previous_o], -1).unbind(1)
+        h = target.new_zeros(len(target), self.settings.recurrent_size)
         z = target.new_zeros(len(target), self.posterior.size)
         states, latents, posteriors = [], [], []
-        for t in range(len(actions)):
-            h = self.recurrent(h * keep[t], z * keep[t], actions[t] * keep[t])
-            posterior = self.posterior(h, evidence[t])
-            z = self.posterior.sample(posterior)
+        for t, kept in enumerate(keep.unbind(1)):
+            h = self.recurrent(h * kept, torch.cat([z * kept, inputs[t]], -1))
+            posteriors.append(self.posterior(h, evidence[t]))
+            z = self.posterior.sample(posteriors[-1])
             states.append(h)
             latents.append(z)
-            posteriors.append(posterior)
         h, z, posterior = (torch.stack(x, 1) for x in (states, latents, posteriors))  # (B, T, .)
-        prior = self.prior(h)
 
-        feature = torch.cat([h, z], -1)  # (B, T, F)
+        feature = torch.cat([h, z, o], -1)  # (B, T, F)
+        error = self.decode(h, z, previous_o) - target
+        prior = self.prior(h)
         losses = {
-            "reconstruction": 0.5 * (self.decoder(feature) - target).square().sum(-1),
+            "reconstruction": 0.5 * error.square().sum(-1),
             "reward": self.reward.loss(self.reward(feature), batch["reward"]),
             "continue": F.binary_cross_entropy_with_logits(
                 self.continues(feature).squeeze(-1), 1 - batch["is_terminal"], reduction="none"
@@ -172,6 +176,19 @@ class Dreamer:
             "kl_dynamics": self.prior.divergence(posterior.detach(), prior),
             "kl_representation": self.prior.divergence(posterior, prior.detach()),
         }
+        if self.carried:  # rows whose previous observation is unknown can't be asked for the change
+            known = F.pad(keep[:, 1:, 0], (1, 0))  # (B, T)
+            for name in ("reconstruction", "kl_dynamics", "kl_representation"):
+                losses[name] = losses[name] * known
+        metrics = {f"world_model/{name}": loss.detach().mean() for name, loss in losses.items()}
+        loss = self.world_model_loss(losses)
+        metrics |= {"world_model/loss": loss.detach()}
+        metrics["world_model/gradient_norm"] = self._optimize("world_model", loss)
+        return h.detach(), z.detach(), o, metrics
+
+    def world_model_loss(self, losses):
+        """The weighted sum of the losses (B, T), averaged; KL below the free nats is free."""
+        settings = self.settings
         weights = {
             "reconstruction": settings.reconstruction_weight,
             "reward": 1.0,
@@ -179,22 +196,23 @@ class Dreamer:
             "kl_dynamics": settings.beta_dynamics,
             "kl_representation": settings.beta_representation,
         }
-        metrics = {}
-        loss = 0.0
-        for name, value in losses.items():
-            assert value.shape == batch["reward"].shape, (name, value.shape)  # (B, T)
-            metrics[f"world_model/{name}"] = value.detach().mean()
-            value = value.clamp(min=settings.free_nats) if name.startswith("kl") else value
-            loss = loss + weights[name] * value.mean()
-        metrics["world_model/loss"] = loss.detach()
-        metrics["world_model/gradient_norm"] = self._optimize("world_model", loss)
-        return h.detach(), z.detach(), metrics
+        total = 0.0
+        for name, loss in losses.items():
+            assert loss.ndim == 2, (name, loss.shape)  # (B, T)
+            loss = loss.clamp(min=settings.free_nats) if name.startswith("kl") else loss
+            total = total + weights[name] * loss.mean()
+        return total
 
-    def train_behavior(self, h, z, alive):
+    def decode(self, h, z, previous):
+        """The observation, in symlog units, that (h, z) mean; previous: the one before it."""
+        decoded = self.decoder(torch.cat([h, z, previous], -1))
+        return previous + decoded if self.carried else decoded
+
+    def train_behavior(self, h, z, o, alive):
         """One step of actor and critic, in imagination from posterior states -> metrics.
 
-        h (N, R), z (N, Z), alive (N,): 0 where the state is the end of a game, which then counts
-        for nothing.
+        h (N, R), z (N, Z), o (N, carried); alive (N,) is 0 where the state is the end of a game,
+        which then counts for nothing.
 
             s_0 --actor--> a_0 --prior--> s_1 --actor--> a_1 ... s_H
                                       r_1, c_1              r_H, c_H
@@ -203,14 +221,16 @@ class Dreamer:
         """
         settings = self.settings
         through_dynamics = settings.actor_gradient == "dynamics"
-        features, policies, samples = [torch.cat([h, z], -1)], [], []
+        features, policies, samples = [torch.cat([h, z, o], -1)], [], []
         for _ in range(settings.horizon):
             policies.append(self.actor(features[-1]))
             samples.append(policies[-1].rsample())
             with torch.set_grad_enabled(through_dynamics):
-                h = self.recurrent(h, z, samples[-1].clamp(-1, 1))
+                h = self.recurrent(h, torch.cat([z, samples[-1].clamp(-1, 1), o], -1))
                 z = self.prior.sample(self.prior(h))
-                features.append(torch.cat([h, z], -1))
+                if self.carried:
+                    o = self.decode(h, z, o)
+                features.append(torch.cat([h, z, o], -1))
         features = torch.stack(features)  # (H+1, N, F)
         with torch.set_grad_enabled(through_dynamics):
             rewards = self.reward.mean(self.reward(features[1:]))  # (H, N)
@@ -232,26 +252,27 @@ class Dreamer:
             objective = log_probability * advantage
         assert objective.shape == entropy.shape == weights.shape, objective.shape  # (H, N)
         actor_loss = -(weights * (objective + settings.entropy * entropy)).mean()
-        actor_norm = self._optimize("actor", actor_loss)
-
-        critic_loss = self.critic.loss(self.critic(features[:-1].detach()), returns.detach())
-        critic_loss = (weights * critic_loss).mean()
-        critic_norm = self._optimize("critic", critic_loss)
-        pairs = zip(self.slow_critic.parameters(), self.critic.parameters(), strict=True)
-        with torch.no_grad():
-            for slow, fast in pairs:
-                slow.lerp_(fast, settings.slow_critic)
-        return {
+        metrics = {
             "behavior/actor_loss": actor_loss.detach(),
-            "behavior/critic_loss": critic_loss.detach(),
+            "behavior/actor_gradient_norm": self._optimize("actor", actor_loss),
             "behavior/entropy": entropy.detach().mean(),
             "behavior/std": torch.stack([p.base_dist.scale for p in policies]).detach().mean(),
             "behavior/return": returns.detach().mean(),
             "behavior/value": values.detach().mean(),
             "behavior/return_scale": self.return_scale.clone(),
-            "behavior/actor_gradient_norm": actor_norm,
-            "behavior/critic_gradient_norm": critic_norm,
         }
+        return metrics | self.train_critic(features[:-1].detach(), returns.detach(), weights)
+
+    def train_critic(self, features, returns, weights):
+        """One step of the critic towards the returns (H, N), and of the slow critic behind it."""
+        loss = self.critic.loss(self.critic(features), returns)
+        assert loss.shape == weights.shape, loss.shape  # (H, N)
+        loss = (weights * loss).mean()
+        norm = self._optimize("critic", loss)
+        slow, fast = list(self.slow_critic.parameters()), list(self.critic.parameters())
+        with torch.no_grad():
+            torch._foreach_lerp_(slow, fast, self.settings.slow_critic)
+        return {"behavior/critic_loss": loss.detach(), "behavior/critic_gradient_norm": norm}
 
     def _parameters(self, names):
         """The parameters of the networks of these names, as a list."""

@@ -65,7 +65,7 @@ class Mode(enum.Enum):
 
 
 def as_mode(mode):
-    """Returns the `Mode` that a member, a name or a value stands for; ValueError if there is none."""
+    """Returns the `Mode` of a member, a name or a value; ValueError if there is none."""
     if isinstance(mode, str) and mode in Mode.__members__:
         return Mode[mode]
     try:
@@ -86,7 +86,7 @@ def mirrored(corners, sign_x, sign_y):
 
 
 def table_parts():
-    """Yields (kind, centre in metres, corners in pixels) of walls and goals in order of creation."""
+    """Yields kind, centre in metres, corners in pixels of walls and goals, in order of creation."""
     for y in (H - 0.5, 0.5):
         yield "wall", (CENTER_X, y), rectangle(250, 10)
     corner = ((-10, 2 * GOAL_SIZE - 15), (10, 2 * GOAL_SIZE - 22), (10, -5), (-10, -5))
@@ -109,7 +109,7 @@ class Racket:
     `position` and `velocity` are Box2D's own vectors: they follow the body and need no second look.
     """
 
-    __slots__ = ("body", "side", "position", "velocity", "mass_per_step")
+    __slots__ = ("body", "side", "position", "velocity", "mass")
 
     def __init__(self, world, side, position):
         fixture = Box2D.b2FixtureDef(
@@ -124,40 +124,36 @@ class Racket:
         self.side = side
         self.position = self.body.position
         self.velocity = self.body.linearVelocity
-        self.mass_per_step = self.body.mass * FPS
+        self.mass = self.body.mass
 
     def push(self, action_x, action_y):
-        """Applies the force of an action (both seen from the left side), within the limits."""
-        body, side, velocity, mass_per_step = (
-            self.body,
-            self.side,
-            self.velocity,
-            self.mass_per_step,
-        )
-        x = side * (self.position.x - CENTER_X)  # as the left player's: negative on the own side
-        velocity_x, velocity_y = velocity.x, velocity.y
-        speed_x = side * velocity_x
-        force_x, force_y = FORCE * action_x, side * FORCE * action_y
+        """Applies the force of an action (both seen from his own side), within the limits."""
+        body, side, velocity, mass = self.body, self.side, self.velocity, self.mass
+        x = side * (self.position.x - CENTER_X)  # negative on the own side
+        y = side * (self.position.y - CENTER_Y)
+        velocity_x, velocity_y = side * velocity.x, side * velocity.y
+        force_x, force_y = FORCE * action_x, FORCE * action_y
         damping = 20.0
-        is_applied = True
         if x > -ZONE:
-            force_x = -2.0 * speed_x * mass_per_step if speed_x > 0.0 else 0.0
-            force_x -= x * speed_x * mass_per_step
-        elif velocity_x * velocity_x + velocity_y * velocity_y < 100.0:
-            damping = 5.0
+            if velocity_x > 0.0:  # a force of its own: the sum is rounded as in the lab's game
+                body.ApplyForceToCenter((-2.0 * side * velocity_x * mass / TIME_STEP, 0.0), True)
+            force_x = -x * velocity_x * mass / TIME_STEP
         else:
-            next_x = speed_x + force_x / mass_per_step
-            next_y = velocity_y + force_y / mass_per_step
-            is_applied = next_x * next_x + next_y * next_y < speed_x * speed_x + velocity_y**2
+            speed_squared = velocity_x * velocity_x + velocity_y * velocity_y
+            if speed_squared < 100.0:
+                damping = 5.0
+            else:  # too fast: only what slows down is allowed
+                next_x = velocity_x + force_x / mass * TIME_STEP
+                next_y = velocity_y + force_y / mass * TIME_STEP
+                if next_x * next_x + next_y * next_y >= speed_squared:
+                    body.linearDamping = damping
+                    return
         body.linearDamping = damping
-        if not is_applied:
-            return
-        if (force_x > 0.0 and x > 0.0) or (force_x < 0.0 and x < -REACH_X):
+        if (x > 0.0 and force_x > 0.0) or (x < -REACH_X and force_x < 0.0):
             velocity.x = force_x = 0.0
-        y = self.position.y - CENTER_Y
-        if (force_y > 0.0 and y > REACH_Y) or (force_y < 0.0 and y < -REACH_Y):
+        if (y > REACH_Y and force_y > 0.0) or (y < -REACH_Y and force_y < 0.0):
             velocity.y = force_y = 0.0
-        body.ApplyForceToCenter((side * force_x, force_y), True)
+        body.ApplyForceToCenter((side * force_x, side * force_y), True)
 
     def turn(self, action):
         """Applies the torque of an action, or what brings the racket back within its angles."""
@@ -167,8 +163,8 @@ class Racket:
         damping = 2.0
         if angle > MAX_ANGLE or angle < -MAX_ANGLE:
             spin = body.angularVelocity
-            torque = -0.1 * spin * self.mass_per_step if angle * spin > 0.0 else 0.0
-            torque -= 0.1 * angle * self.mass_per_step
+            torque = -0.1 * spin * self.mass / TIME_STEP if angle * spin > 0.0 else 0.0
+            torque -= 0.1 * angle * self.mass / TIME_STEP
             damping = 10.0
         body.angularDamping = damping
         body.ApplyTorque(torque, True)
@@ -233,7 +229,11 @@ class HockeyEnv(gymnasium.Env):
             else:  # the sensor sees the puck, the solid part keeps rackets out
                 fixtures = [
                     Box2D.b2FixtureDef(
-                        shape=polygon(corners), friction=0.1, isSensor=sensor, categoryBits=0x0010, maskBits=mask
+                        shape=polygon(corners),
+                        friction=0.1,
+                        isSensor=sensor,
+                        categoryBits=0x0010,
+                        maskBits=mask,
                     )
                     for sensor, mask in ((True, 0x0001), (False, 0x0010))
                 ]
@@ -304,8 +304,9 @@ class HockeyEnv(gymnasium.Env):
             y = CENTER_Y + 0.8 * uniform(-H / 2, H / 2)
             target_y = CENTER_Y + 0.6 * uniform(-GOAL_SIZE / SCALE, GOAL_SIZE / SCALE)
             self._build_bodies(position_two, (x, y))
-            distance = math.hypot(x, target_y - y)
-            self._shoot(-x / distance, (target_y - y) / distance)
+            way = Box2D.b2Vec2(0, target_y) - self.puck.position
+            force = way / way.length * SHOT_SPEED * self.puck.mass / TIME_STEP
+            self.puck.ApplyForceToCenter(force, True)
         else:
             is_left = self.one_starts or self.mode is Mode.TRAIN_SHOOTING
             x = CENTER_X + (-1 if is_left else 1) * uniform(H / 8, H / 4)
@@ -356,13 +357,9 @@ class HockeyEnv(gymnasium.Env):
         if steps_left > 1 and shoot <= 0.5:
             return steps_left
         angle, side = racket.body.angle, racket.side
-        self._shoot(side * math.cos(angle), side * math.sin(angle))
-        return 0
-
-    def _shoot(self, direction_x, direction_y):
-        """Shoots the puck along a unit vector."""
-        direction = Box2D.b2Vec2(direction_x, direction_y)
+        direction = Box2D.b2Vec2(side * math.cos(angle), side * math.sin(angle))
         self.puck.ApplyForceToCenter(direction * self.puck.mass / TIME_STEP * SHOT_SPEED, True)
+        return 0
 
     def puck_touches(self, body):
         """Called when the puck begins to touch the body: a goal counts, a racket may catch it."""
@@ -637,22 +634,22 @@ class BasicOpponent:
         self.phase = math.pi * self.generator.random()
 
     def act(self, obs, verbose=False):
-        """Returns the action, float32 (4,) or (3,), for its own view of the game, (18,) or (16,)."""
-        x, y, angle, *velocity, _, _, _, _, _, _, puck_x, puck_y, puck_speed_x, puck_speed_y = (
-            np.asarray(obs).tolist()[:16]
-        )
+        """Returns the action, float32 (4,) or (3,), for its own view, (18,) or (16,)."""
+        obs = np.asarray(obs).tolist()
+        x, y, angle, velocity_x, velocity_y, spin = obs[:6]
+        puck_x, puck_y, puck_velocity_x, puck_velocity_y = obs[12:16]
         self.phase += 0.2 * self.generator.random()
         target_x, target_y = -REACH_X, 0.0
-        if puck_speed_x < 0.5:
+        if puck_velocity_x < 0.5:
             target_y = puck_y
             if x < puck_x and abs(y - puck_y) < 0.5:
                 target_x = puck_x + 0.2
-                target_y += puck_speed_y * math.hypot(puck_x - x, puck_y - y) * 0.1
+                target_y += puck_velocity_y * math.hypot(puck_x - x, puck_y - y) * 0.1
         gain = 0.5 if self.weak else 10.0
         action = [
-            pd_control(target_x - x, velocity[0], gain, 0.1),
-            pd_control(target_y - y, velocity[1], gain / 5, 0.1),
-            pd_control(MAX_ANGLE * math.sin(self.phase) - angle, velocity[2], gain / 2, 1.0),
+            pd_control(target_x - x, velocity_x, gain, 0.1),
+            pd_control(target_y - y, velocity_y, gain / 5, 0.1),
+            pd_control(MAX_ANGLE * math.sin(self.phase) - angle, spin, gain / 2, 1.0),
         ]
         if self.keep_mode:
             action.append(1.0 if 0 < obs[16] < 7 else 0.0)
@@ -676,7 +673,7 @@ class HumanOpponent:
         env.render(mode="human")
 
     def act(self, obs):
-        """Returns the action, float32 (4,) or (3,), of the keys held down; `obs` does not matter."""
+        """Returns the action, float32 (4,) or (3,), of the keys held down; `obs` is not used."""
         import pygame
 
         keys = pygame.key.get_pressed()

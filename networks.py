@@ -33,19 +33,19 @@ def mlp(input_size, output_size, config, output_scale=1.0):
 
 
 class RecurrentModel(nn.Module):
-    """h_t = f(h_{t-1}, z_{t-1}, a_{t-1}): a GRU whose gates share one normalised layer."""
+    """h_t = f(h_{t-1}, x), x = (z_{t-1}, a_{t-1}, ...): a GRU with one normalised layer of gates."""
 
-    def __init__(self, latent_size, action_size, config):
+    def __init__(self, input_size, config):
         super().__init__()
         size = config.recurrent_size
-        self.inputs = nn.Linear(latent_size + action_size, config.hidden_size)
+        self.inputs = nn.Linear(input_size, config.hidden_size)
         self.activate = activate(config.hidden_size, config)
         self.gates = nn.Linear(config.hidden_size + size, 3 * size)
         self.norm = nn.Identity() if config.norm == "none" else nn.LayerNorm(3 * size)
 
-    def forward(self, h, z, a):
-        """(N, R), (N, Z), (N, A) -> (N, R)."""
-        x = self.activate(self.inputs(torch.cat([z, a], -1)))
+    def forward(self, h, x):
+        """(N, R), (N, input_size) -> (N, R)."""
+        x = self.activate(self.inputs(x))
         reset, candidate, update = self.norm(self.gates(torch.cat([x, h], -1))).chunk(3, -1)
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
         update = torch.sigmoid(update - 1)  # the -1 lets h last longer at first (DreamerV2)
