@@ -1,7 +1,7 @@
 """The agent: world model, actor and critic, their losses, and how they are saved.
 
 Owns the networks and trains them from batches of the replay; knows no game and no file but its
-own. Equations are those of DreamerV3 (Hafner et al., arXiv 2301.04104).
+own. Equations are those of DreamerV3 (Hafner et al., arXiv 2301.04104), cited by section.
 
     o  observation            h  recurrent state          R  lambda-return
     a  action                 z  latent, a sample         v  value

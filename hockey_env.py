@@ -54,6 +54,7 @@ BLUE = (93, 158, 199)
 RACKET = ((-10, 20), (5, 20), (5, -20), (-10, -20), (-18, -10), (-21, 0), (-18, 10))  # pixels
 RACKET_FACTOR = 1.2
 PUCK_RADIUS = 13 / SCALE
+ZOOM = 2  # pictures are drawn this much larger, then smoothed
 
 
 class Mode(enum.Enum):
@@ -77,7 +78,8 @@ def as_mode(mode):
 
 def rectangle(half_width, half_height):
     """Returns the four corners, in pixels, of a rectangle around the origin."""
-    return [(x, y) for x in (-half_width, half_width) for y in (-half_height, half_height)]
+    x, y = half_width, half_height
+    return [(-x, -y), (x, -y), (x, y), (-x, y)]
 
 
 def mirrored(corners, sign_x, sign_y):
@@ -103,6 +105,28 @@ def polygon(corners):
     return Box2D.b2PolygonShape(vertices=[(x / SCALE, y / SCALE) for x, y in corners])
 
 
+# Made once: Box2D's binding never frees the shape of a fixture's definition.
+RACKET_FIXTURES = {
+    side: Box2D.b2FixtureDef(
+        shape=polygon(mirrored(RACKET, side * RACKET_FACTOR, RACKET_FACTOR)),
+        density=200.0 / RACKET_FACTOR,
+        friction=1.0,
+        restitution=0.0,
+        categoryBits=0x0010,
+        maskBits=0x0011,
+    )
+    for side in (1, -1)
+}
+PUCK_FIXTURE = Box2D.b2FixtureDef(
+    shape=Box2D.b2CircleShape(radius=PUCK_RADIUS),
+    density=7.0,
+    friction=0.1,
+    restitution=0.95,
+    categoryBits=0x0001,
+    maskBits=0x0010,
+)
+
+
 class Racket:
     """One player's body with what a step needs of it; `side` is 1 left, -1 right.
 
@@ -112,15 +136,7 @@ class Racket:
     __slots__ = ("body", "side", "position", "velocity", "mass")
 
     def __init__(self, world, side, position):
-        fixture = Box2D.b2FixtureDef(
-            shape=polygon(mirrored(RACKET, side * RACKET_FACTOR, RACKET_FACTOR)),
-            density=200.0 / RACKET_FACTOR,
-            friction=1.0,
-            restitution=0.0,
-            categoryBits=0x0010,
-            maskBits=0x0011,
-        )
-        self.body = world.CreateDynamicBody(position=position, fixtures=fixture)
+        self.body = world.CreateDynamicBody(position=position, fixtures=RACKET_FIXTURES[side])
         self.side = side
         self.position = self.body.position
         self.velocity = self.body.linearVelocity
@@ -169,6 +185,18 @@ class Racket:
         body.angularDamping = damping
         body.ApplyTorque(torque, True)
 
+    def seen_from(self, side):
+        """Returns position from the centre, angle, velocity, spin, as the player on a side sees."""
+        position, velocity, body = self.position, self.velocity, self.body
+        return (
+            side * (position.x - CENTER_X),
+            side * (position.y - CENTER_Y),
+            body.angle,
+            side * velocity.x,
+            side * velocity.y,
+            body.angularVelocity,
+        )
+
 
 class PuckContacts(Box2D.b2ContactListener):
     """Tells the game when the puck begins to touch something."""
@@ -198,11 +226,12 @@ class HockeyEnv(gymnasium.Env):
 
     def __init__(self, keep_mode=True, mode=Mode.NORMAL, verbose=False, render_mode=None):
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise ValueError(f"render_mode is {render_mode!r}, but must be None, human, rgb_array.")
+            raise ValueError(
+                f"render_mode is {render_mode!r}, but must be None, human or rgb_array."
+            )
         self.keep_mode = bool(keep_mode)
         self.mode = as_mode(mode)
         self.verbose = verbose
-        self.render_mode = render_mode
         self.num_actions = 4 if self.keep_mode else 3  # of one player
         self._num_observations = 18 if self.keep_mode else 16
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2 * self.num_actions,), np.float32)
@@ -213,55 +242,45 @@ class HockeyEnv(gymnasium.Env):
         self._table = self._window = self._clock = None
         self._build_world()
         HockeyEnv.reset(self, one_starting=True)
+        self.render_mode = render_mode  # from here on: no window before the first own reset
 
     def _build_world(self):
         """Makes the static table; the moving bodies follow on each reset."""
         self.world = Box2D.b2World(gravity=(0, 0), doSleep=True)
         self._contacts = PuckContacts(self)
         self.world.contactListener = self._contacts
-        goals = []
+        self._static, goals = [], []
         for kind, centre, corners in table_parts():
-            if kind == "wall":
-                fixtures = Box2D.b2FixtureDef(
-                    shape=polygon(corners), friction=0.1, categoryBits=0x0011, maskBits=0x0011
+            body = self.world.CreateStaticBody(position=centre)
+            self._static.append((body, centre))
+            parts = [(False, 0x0011, 0x0011)]
+            if kind == "goal":  # the sensor sees the puck, the solid part keeps rackets out
+                parts = [(True, 0x0010, 0x0001), (False, 0x0010, 0x0010)]
+                goals.append(body)
+            for is_sensor, category, mask in parts:
+                fixture = body.CreateFixture(
+                    shape=polygon(corners), friction=0.1, isSensor=is_sensor
                 )
-                self.world.CreateStaticBody(position=centre, fixtures=fixtures)
-            else:  # the sensor sees the puck, the solid part keeps rackets out
-                fixtures = [
-                    Box2D.b2FixtureDef(
-                        shape=polygon(corners),
-                        friction=0.1,
-                        isSensor=sensor,
-                        categoryBits=0x0010,
-                        maskBits=mask,
-                    )
-                    for sensor, mask in ((True, 0x0001), (False, 0x0010))
-                ]
-                goals.append(self.world.CreateStaticBody(position=centre, fixtures=fixtures))
+                fixture.filterData = Box2D.b2Filter(categoryBits=category, maskBits=mask)
         self.goal_one, self.goal_two = goals
 
     def _build_bodies(self, position_two, position_puck):
-        """Replaces rackets and puck by fresh ones, at rest, without contacts.
+        """Replaces rackets and puck by fresh ones, at rest, without contacts, as in a new world.
 
-        Destroyed in reverse order of creation, their numbers in Box2D's tree of boxes come back as
-        in a new world. Box2D sorts contacts by these, so the games are the same as in a new world.
+        Destroyed in reverse order of creation, their numbers in Box2D's tree of boxes come back,
+        by which it sorts contacts. Walls and goals are put back: Box2D moves even static bodies by
+        rounding errors when it interpolates a fast puck's way.
         """
         if self.puck is not None:
             for body in (self.puck, self.player2, self.player1):
                 self.world.DestroyBody(body)
+        for body, centre in self._static:
+            body.transform = (centre, 0.0)
         self._one = Racket(self.world, 1, (W / 5, CENTER_Y))
         self._two = Racket(self.world, -1, position_two)
         self.player1, self.player2 = self._one.body, self._two.body
-        fixture = Box2D.b2FixtureDef(
-            shape=Box2D.b2CircleShape(radius=PUCK_RADIUS),
-            density=7.0,
-            friction=0.1,
-            restitution=0.95,
-            categoryBits=0x0001,
-            maskBits=0x0010,
-        )
         self.puck = self.world.CreateDynamicBody(
-            position=position_puck, fixtures=fixture, linearDamping=0.05
+            position=position_puck, fixtures=PUCK_FIXTURE, linearDamping=0.05
         )
         self._puck_position = self.puck.position
         self._puck_velocity = self.puck.linearVelocity
@@ -377,31 +396,17 @@ class HockeyEnv(gymnasium.Env):
 
     def _observation(self, own, other):
         """Returns what the own racket's player sees, float32 (18,) or (16,)."""
-        side = own.side
-        own_position, own_velocity, own_body = own.position, own.velocity, own.body
-        other_position, other_velocity, other_body = other.position, other.velocity, other.body
-        puck_position, puck_velocity = self._puck_position, self._puck_velocity
+        side, position, velocity = own.side, self._puck_position, self._puck_velocity
         values = [
-            side * (own_position.x - CENTER_X),
-            side * (own_position.y - CENTER_Y),
-            own_body.angle,
-            side * own_velocity.x,
-            side * own_velocity.y,
-            own_body.angularVelocity,
-            side * (other_position.x - CENTER_X),
-            side * (other_position.y - CENTER_Y),
-            other_body.angle,
-            side * other_velocity.x,
-            side * other_velocity.y,
-            other_body.angularVelocity,
-            side * (puck_position.x - CENTER_X),
-            side * (puck_position.y - CENTER_Y),
-            side * puck_velocity.x,
-            side * puck_velocity.y,
+            *own.seen_from(side),
+            *other.seen_from(side),
+            side * (position.x - CENTER_X),
+            side * (position.y - CENTER_Y),
+            side * velocity.x,
+            side * velocity.y,
         ]
-        if self.keep_mode:
-            counters = (self.player1_has_puck, self.player2_has_puck)
-            values += counters[::side]
+        if self.keep_mode:  # the own counter first
+            values += (self.player1_has_puck, self.player2_has_puck)[::side]
         return np.array(values, np.float32)
 
     def obs_agent_two(self):
@@ -442,8 +447,8 @@ class HockeyEnv(gymnasium.Env):
 
         0 nothing, 1/2 x -/+, 3/4 y -/+, 5/6 torque -/+, 7 shoot; ValueError for another number.
         """
-        if discrete_action not in range(2 * self.num_actions):
-            last = 2 * self.num_actions - 1
+        last = 7 if self.keep_mode else 6
+        if discrete_action not in range(last + 1):
             raise ValueError(f"Discrete action is {discrete_action!r}, but must be 0 to {last}.")
         action = np.zeros(self.num_actions, np.float32)
         if discrete_action > 0:
@@ -496,10 +501,8 @@ class HockeyEnv(gymnasium.Env):
         Raises ValueError if the keep modes differ.
         """
         if snapshot["keep_mode"] != self.keep_mode:
-            raise ValueError(
-                f"The snapshot's keep_mode is {snapshot['keep_mode']}, but must be as here: "
-                f"{self.keep_mode}."
-            )
+            keep_mode = snapshot["keep_mode"]
+            raise ValueError(f"Snapshot has keep_mode={keep_mode}, but must have {self.keep_mode}.")
         self.mode = as_mode(snapshot["mode"])
         self.one_starts = snapshot["one_starts"]
         self.np_random.bit_generator.state = snapshot["generator_at_start"]
@@ -519,9 +522,7 @@ class HockeyEnv(gymnasium.Env):
         """
         mode = self.render_mode if mode is None else mode
         if mode is None:
-            gymnasium.logger.warn(
-                "render() needs a mode: human or rgb_array, here or at the start."
-            )
+            gymnasium.logger.warn("render() without render_mode draws nothing: give one of both.")
             return None
         if mode not in self.metadata["render_modes"]:
             raise ValueError(f"Render mode is {mode!r}, but must be human or rgb_array.")
@@ -547,8 +548,8 @@ class HockeyEnv(gymnasium.Env):
             self._table = draw_table(pygame)
         surface = self._table.copy()
         for body, colour in ((self.player1, RED), (self.player2, BLUE)):
-            corners = [body.transform * v for v in body.fixtures[0].shape.vertices]
-            draw_polygon(pygame, surface, colour, corners)
+            corners = [body.GetWorldVector(v) * SCALE for v in body.fixtures[0].shape.vertices]
+            draw_polygon(pygame, surface, colour, body.position, corners)
         draw_circle(pygame, surface, BLACK, self.puck.position, PUCK_RADIUS)
         return pygame.transform.smoothscale(surface, (VIEWPORT_W, VIEWPORT_H))
 
@@ -579,40 +580,36 @@ def clipped(value):
     return 1.0 if value > 1.0 else -1.0 if value < -1.0 else value
 
 
-ZOOM = 3  # pictures are drawn this much larger, then smoothed
-
-
-def to_pixels(point):
-    """Returns the pixel of the large picture at a point in metres; y grows upwards on the table."""
-    return (point[0] * SCALE * ZOOM, (H - point[1]) * SCALE * ZOOM)
-
-
-def draw_polygon(pygame, surface, colour, corners):
-    """Fills the polygon with these corners in metres."""
-    pygame.draw.polygon(surface, colour, [to_pixels(corner) for corner in corners])
-
-
 def draw_circle(pygame, surface, colour, centre, radius):
-    """Fills the circle, in metres."""
-    pygame.draw.circle(surface, colour, to_pixels(centre), radius * SCALE * ZOOM)
+    """Fills a circle, in metres; y grows upwards on the table."""
+    point = (centre[0] * SCALE * ZOOM, (H - centre[1]) * SCALE * ZOOM)
+    pygame.draw.circle(surface, colour, point, radius * SCALE * ZOOM)
+
+
+def draw_polygon(pygame, surface, colour, centre, corners):
+    """Fills the polygon with these corners, in pixels from a centre in metres."""
+    centre_x, centre_y = centre[0] * SCALE, (H - centre[1]) * SCALE
+    points = [((centre_x + x) * ZOOM, (centre_y - y) * ZOOM) for x, y in corners]
+    pygame.draw.polygon(surface, colour, points)
 
 
 def draw_table(pygame):
-    """Returns a large surface with all that never moves."""
+    """Returns a surface, `ZOOM` times as large as the picture, with all that never moves."""
     surface = pygame.Surface((VIEWPORT_W * ZOOM, VIEWPORT_H * ZOOM), depth=32)
     surface.fill(WHITE)
-    draw_circle(pygame, surface, LIGHT_GREY, (CENTER_X, CENTER_Y), 100 / SCALE)
-    for sign, left in ((-1, -240), (1, 140)):
-        centre = (CENTER_X + sign * 250 / SCALE, CENTER_Y)
-        draw_circle(pygame, surface, ORANGE, centre, GOAL_SIZE / SCALE)
-        corners = [
-            (CENTER_X + (left + x) / SCALE, CENTER_Y + y / SCALE)
-            for x, y in ((0, -100), (100, -100), (100, 100), (0, 100))
-        ]
-        draw_polygon(pygame, surface, WHITE, corners)
-    for kind, (x, y), corners in table_parts():
-        corners = [(x + dx / SCALE, y + dy / SCALE) for dx, dy in corners]
-        draw_polygon(pygame, surface, BLACK if kind == "wall" else GREY, corners)
+    centre = (CENTER_X, CENTER_Y)
+    draw_circle(pygame, surface, LIGHT_GREY, centre, 100 / SCALE)
+    draw_circle(pygame, surface, WHITE, centre, 96 / SCALE)
+    draw_polygon(pygame, surface, LIGHT_GREY, centre, rectangle(2, 200))
+    draw_circle(pygame, surface, LIGHT_GREY, centre, 8 / SCALE)
+    for sign in (-1, 1):  # the orange space behind each goal line
+        draw_circle(
+            pygame, surface, ORANGE, (CENTER_X + sign * 250 / SCALE, CENTER_Y), GOAL_SIZE / SCALE
+        )
+        covered = (CENTER_X + sign * 195 / SCALE, CENTER_Y)
+        draw_polygon(pygame, surface, WHITE, covered, rectangle(55, 100))
+    for kind, centre, corners in table_parts():
+        draw_polygon(pygame, surface, BLACK if kind == "wall" else GREY, centre, corners)
     return surface
 
 
@@ -694,12 +691,7 @@ class HockeyEnv_BasicOpponent(HockeyEnv):
     """
 
     def __init__(
-        self,
-        mode=Mode.NORMAL,
-        weak_opponent=False,
-        keep_mode=True,
-        verbose=False,
-        render_mode=None,
+        self, mode=Mode.NORMAL, weak_opponent=False, keep_mode=True, verbose=False, render_mode=None
     ):
         self.opponent = BasicOpponent(weak=weak_opponent, keep_mode=keep_mode)
         super().__init__(keep_mode, mode, verbose, render_mode)
@@ -729,9 +721,6 @@ class HockeyEnv_BasicOpponent(HockeyEnv):
         self.opponent.generator.bit_generator.state = snapshot["opponent"]["generator"]
 
 
-for name, entry_point in (
-    ("Hockey-v0", "HockeyEnv"),
-    ("Hockey-One-v0", "HockeyEnv_BasicOpponent"),
-):
-    gymnasium.registry.pop(name, None)
-    gymnasium.register(name, entry_point=f"{__name__}:{entry_point}")
+for env_id, env_class in (("Hockey-v0", HockeyEnv), ("Hockey-One-v0", HockeyEnv_BasicOpponent)):
+    gymnasium.registry.pop(env_id, None)  # the lab's package registers these names, too
+    gymnasium.register(env_id, entry_point=f"{__name__}:{env_class.__name__}")

@@ -30,6 +30,7 @@ from utils import (
     Every,
     Metrics,
     UserError,
+    check_writable,
     load_config,
     load_tensors,
     open_tracker,
@@ -106,6 +107,8 @@ class Training:
     def claim_name(self):
         """Whether the run starts from nothing. Raises `UserError` if its name is taken."""
         config, state = self.config, self.folder / "state.pt"
+        for folder in (self.folder.parent, self.csv.parent, self.page.parent):
+            check_writable(folder)
         taken = [path for path in (self.folder, self.csv, self.page) if path.exists()]
         if config.resume and state.exists():
             return False
@@ -248,7 +251,6 @@ class Training:
         self.bar.set_description(self.config.run)
         rate = f"{row['speed/environment_steps_per_second']:.0f}/s"
         self.bar.set_postfix(environment=f"{self.environment_steps} ({rate})", **self.latest)
-        write_page(self.csv, self.page)
 
     def minutes(self):
         """Minutes of training so far, over all resumes."""
@@ -279,6 +281,8 @@ class Training:
         }
         write_atomically(self.folder / "state.pt", lambda file: torch.save(state, file))
         self.save_agent("latest")
+        if self.metrics.rows:
+            write_page(self.csv, self.page)
 
     def restore(self):
         """Goes on from what `save` wrote. Raises `UserError` if that does not fit."""

@@ -105,7 +105,7 @@ class ScalarHead(nn.Module):
     """A distribution over a scalar (reward, value): two-hot over symexp-spaced bins, or Normal.
 
     The bins are b_k = symexp(linspace(-limit, limit, K)); the prediction is the mean over them
-    (DreamerV3, equations 9-10). The last layer starts at zero, so the prediction does too.
+    (DreamerV3, Robust predictions). The last layer starts at zero, so the prediction does too.
     """
 
     def __init__(self, input_size, config):

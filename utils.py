@@ -27,7 +27,7 @@ class UserError(Exception):
 
 
 def symlog(x):
-    """sign(x) ln(1 + |x|), elementwise (DreamerV3, equation 9)."""
+    """sign(x) ln(1 + |x|), elementwise (DreamerV3, Robust predictions)."""
     return torch.sign(x) * torch.log1p(torch.abs(x))
 
 
@@ -40,7 +40,7 @@ def two_hot(values, bins):
     """Weights (..., K) on the two of the K ascending `bins` that enclose each value (...).
 
     The weights sum to one and their mean over the bins is the value again; values beyond the
-    outermost bins are clamped to them (DreamerV3, equation 10).
+    outermost bins are clamped to them (DreamerV3, Robust predictions).
     """
     values = values.clamp(bins[0], bins[-1])
     upper = torch.searchsorted(bins, values.contiguous(), right=True).clamp(1, len(bins) - 1)
@@ -52,10 +52,11 @@ def two_hot(values, bins):
 
 
 def lambda_returns(rewards, discounts, values, return_lambda):
-    """R_t = r_{t+1} + d_{t+1} [(1-lambda) v_{t+1} + lambda R_{t+1}], R_H = v_H (DreamerV3, eq. 7).
+    """R_t = r_{t+1} + d_{t+1} [(1-lambda) v_{t+1} + lambda R_{t+1}], R_H = v_H.
 
-    All three inputs are (H, N) and stand for the steps 1..H: reward on arrival, gamma times the
-    continue probability, value of the state arrived at. Returns (H, N) for the steps 0..H-1.
+    DreamerV3, Critic learning. All three inputs are (H, N) and stand for the steps 1..H: reward
+    on arrival, gamma times the continue probability, value of the state arrived at. Returns
+    (H, N) for the steps 0..H-1.
     """
     returns, following = [], values[-1]
     for reward, discount, value in zip(
@@ -67,7 +68,7 @@ def lambda_returns(rewards, discounts, values, return_lambda):
 
 
 def update_return_scale(scale, returns, decay):
-    """Moves the running `scale` in place towards the 5%..95% range of `returns` (DreamerV3, 8)."""
+    """Moves the running `scale` in place towards the 5%-95% range of `returns` (Actor learning)."""
     low, high = torch.quantile(returns.detach().flatten(), returns.new_tensor([0.05, 0.95]))
     scale.mul_(decay).add_((1 - decay) * (high - low))
 
@@ -334,6 +335,16 @@ def write_atomically(path, write):
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
         raise UserError(f"Could not write {path}: {one_line(error)}") from None
+
+
+def check_writable(folder):
+    """Makes the folder if need be. Raises `UserError` if nothing can be written there."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The folder {folder}/ can't be made: {one_line(error)}") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"The folder {folder}/ is read-only: make it writable, or run elsewhere.")
 
 
 def load_tensors(path):

@@ -1,0 +1,123 @@
+"""The replay: windows, rings, wrap-around, mirroring, saving."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from buffer import ReplayBuffer
+
+sizes = st.tuples(st.integers(1, 4), st.integers(3, 12), st.integers(1, 40), st.integers(1, 3))
+
+
+def filled_buffer(rings, length, steps, seed=0):
+    """A buffer whose observation is (time, ring), whose action is -time, whose flags tell time."""
+    buffer = ReplayBuffer(rings * length, rings, 2, 1, seed=seed)
+    for time in range(steps):
+        times = torch.full((rings,), float(time))
+        observation = torch.stack([times, torch.arange(rings).float()], 1)
+        buffer.add(observation, -times, 2 * times, times % 3 == 0, times % 5 == 0)
+    return buffer
+
+
+@given(sizes)
+def test_windows_are_consecutive_rows_of_one_ring(case):
+    rings, length, steps, window = case
+    buffer = filled_buffer(rings, length, steps)
+    assert len(buffer) == rings * min(steps, length)
+    if steps < window:
+        with pytest.raises(ValueError, match=f"{window} rows"):
+            buffer.sample(4, window)
+        return
+    batch = buffer.sample(64, window)
+    time, ring = batch["observation"].unbind(-1)
+    assert time.shape == (64, window)
+    assert torch.equal(time, time[:, :1] + torch.arange(window))
+    assert torch.equal(ring, ring[:, :1].expand_as(ring))
+    assert time.min() >= max(0, steps - length) and time.max() < steps
+    assert torch.equal(batch["action"].squeeze(-1), -time)
+    assert torch.equal(batch["reward"], 2 * time)
+    assert torch.equal(batch["is_first"], (time % 3 == 0).float())
+    assert torch.equal(batch["is_terminal"], (time % 5 == 0).float())
+
+
+@pytest.mark.parametrize("steps", [5, 8, 9, 21])
+def test_every_window_comes_up_equally_often(steps):
+    rings, length, window, draws = 3, 8, 3, 6000
+    buffer = filled_buffer(rings, length, steps)
+    first = buffer.sample(draws, window)["observation"][:, 0]
+    oldest, starts = max(0, steps - length), min(steps, length) - window + 1
+    cells = (first[:, 0] - oldest) * rings + first[:, 1]
+    counts = torch.bincount(cells.long(), minlength=starts * rings).double()
+    assert len(counts) == starts * rings
+    expected = draws / len(counts)
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    freedom = len(counts) - 1
+    assert chi_square < freedom + 5 * (2 * freedom) ** 0.5  # five standard deviations
+
+
+def test_the_capacity_never_grows():
+    buffer = filled_buffer(3, 4, 0)
+    storage = buffer.rows.data_ptr(), buffer.rows.shape
+    for _ in range(30):
+        buffer.add(torch.ones(3, 2), torch.ones(3), torch.ones(3), torch.ones(3), torch.ones(3))
+    assert (buffer.rows.data_ptr(), buffer.rows.shape) == storage
+    assert len(buffer) == 12
+    assert ReplayBuffer(14, 3, 2, 1).rows.shape[:2] == (4, 3)  # never more than asked for
+
+
+def test_rows_that_do_not_fit_are_refused():
+    buffer = filled_buffer(3, 4, 2)
+    with pytest.raises((ValueError, RuntimeError)):
+        buffer.add(torch.ones(3, 5), torch.ones(3), torch.ones(3), torch.ones(3), torch.ones(3))
+
+
+def test_mirrored_sampling_flips_the_named_signs_of_half_of_the_windows():
+    buffer = filled_buffer(2, 50, 50)
+    buffer.rows[:, :, 0] += 1  # no zeros, whose sign could not be seen
+    batch = buffer.sample(1000, 4, mirror=torch.tensor([-1.0, 1.0, -1.0]))
+    time = batch["observation"][..., 0]
+    flipped = time[:, 0] < 0
+    assert torch.equal(flipped[:, None].expand_as(time), time < 0)  # whole windows
+    assert 420 < flipped.sum() < 580  # five standard deviations
+    assert torch.equal(time.abs().diff(dim=1), torch.ones(1000, 3))
+    signs = torch.where(flipped, 1.0, -1.0)[:, None]
+    assert torch.equal(batch["action"].squeeze(-1), signs * (time.abs() - 1))
+    assert torch.equal(batch["reward"], 2 * (time.abs() - 1))  # never flipped
+    assert batch["observation"][..., 1].min() >= 0 and batch["is_first"].min() >= 0
+    assert buffer.rows[..., 0].min() > 0  # what is stored stays
+
+
+@given(sizes)
+def test_a_restored_buffer_goes_on_in_the_same_way(case):
+    rings, length, steps, window = case
+    buffer, other = filled_buffer(rings, length, steps), filled_buffer(rings, length, 2, seed=9)
+    if steps >= window:
+        buffer.sample(3, window)
+    other.restore_state(buffer.state())
+    assert len(other) == len(buffer)
+    for _ in range(3):
+        row = (torch.ones(rings, 2), *torch.ones(4, rings))
+        buffer.add(*row)
+        other.add(*row)
+        left, right = (x.sample(8, min(window, len(buffer) // rings)) for x in (buffer, other))
+        assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.mark.parametrize("steps", [3, 8, 13])
+def test_a_restored_buffer_may_be_larger(steps):
+    larger = filled_buffer(2, 20, 0)
+    larger.restore_state(filled_buffer(2, 8, steps).state())
+    assert len(larger) == 2 * min(steps, 8)
+    for time in range(steps, steps + 3):
+        times = torch.full((2,), float(time))
+        larger.add(torch.stack([times, torch.arange(2.0)], 1), -times, times, times, times)
+    time = larger.sample(200, 3)["observation"][..., 0]
+    assert torch.equal(time, time[:, :1] + torch.arange(3))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (4, 4, 4), (2, 5, 5)])
+def test_a_stored_buffer_that_does_not_fit_is_refused(shape):
+    rings, length, steps = shape
+    with pytest.raises(ValueError, match="stored replay"):
+        filled_buffer(2, 4, 1).restore_state(filled_buffer(rings, length, steps).state())

@@ -1,0 +1,518 @@
+"""The agent: gradients, resets, playing against training, saving, and probes of known value."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_batch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+
+from buffer import ReplayBuffer
+from dreamer import Dreamer
+from networks import LatentHead
+from utils import UserError, load_tensors
+
+WORLD_MODEL = {"encoder", "recurrent", "posterior", "prior", "decoder", "reward", "continues"}
+BEHAVIOR = {"actor", "critic", "slow_critic"}
+GRADIENTS = pytest.mark.parametrize("actor_gradient", ["dynamics", "reinforce"])
+CARRIED = pytest.mark.parametrize("observation_in_state", [True, False])
+LATENTS = pytest.mark.parametrize("latent", ["categorical", "gaussian"])
+
+
+@pytest.fixture
+def make_agent(small_config):
+    """make_agent(seed=..., horizon=3, ...): an agent; the keywords are keys of `dreamer`."""
+
+    def make(seed=0, sizes=(18, 4), **settings):
+        torch.manual_seed(seed)
+        settings = {"free_nats": 0} | settings
+        config = small_config(**{f"dreamer__{key}": value for key, value in settings.items()})
+        return Dreamer(config, *sizes)
+
+    return make
+
+
+@pytest.fixture
+def no_chance(monkeypatch):
+    """Latents are their modes, wherever they are sampled."""
+    sample = LatentHead.sample
+
+    def mode(head, statistics, deterministic=True):
+        return sample(head, statistics, deterministic=True)
+
+    monkeypatch.setattr(LatentHead, "sample", mode)
+
+
+def weights(agent):
+    return {
+        f"{name}.{key}": value.clone()
+        for name, network in agent.networks.items()
+        for key, value in network.state_dict().items()
+    }
+
+
+def changed(before, after):
+    return {key for key in before if not torch.equal(before[key], after[key])}
+
+
+def keys_of(before, names):
+    return {key for key in before if key.split(".")[0] in names}
+
+
+def same(left, right):
+    """Whether two nested states are equal, tensors bit for bit."""
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(same, left, right))
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    return left == right
+
+
+def states_of(agent, batch):
+    """The posterior states (B, T, .) of a batch, as `train_world_model` returns them."""
+    *state, _ = agent.train_world_model(batch)
+    return state
+
+
+def flat(state):
+    return [part.flatten(0, 1) for part in state]
+
+
+# ---------------------------------------------------------------------------- gradients
+
+
+@GRADIENTS
+@LATENTS
+@CARRIED
+@pytest.mark.parametrize("scalar", ["twohot", "normal"])
+def test_each_step_moves_its_own_parameters_all_of_them_and_no_others(
+    make_agent, actor_gradient, latent, observation_in_state, scalar
+):
+    agent = make_agent(
+        actor_gradient=actor_gradient,
+        latent=latent,
+        observation_in_state=observation_in_state,
+        scalar=scalar,
+        imagination_starts=0,
+    )
+    assert set(agent.networks) == WORLD_MODEL | BEHAVIOR
+    batch = make_batch()
+    for _ in range(2):  # heads that start at zero pass no gradient on in their first step
+        agent.train_step(batch)
+    before = weights(agent)
+    *state, metrics = agent.train_world_model(batch)
+    between = weights(agent)
+    assert changed(before, between) == keys_of(before, WORLD_MODEL)
+    assert all(not part.requires_grad for part in state)
+    metrics |= agent.train_behavior(*flat(state), 1 - batch["is_terminal"].flatten())
+    assert changed(between, weights(agent)) == keys_of(before, BEHAVIOR)
+    assert all(value.ndim == 0 and not value.requires_grad for value in metrics.values())
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+@GRADIENTS
+def test_actor_and_critic_do_not_touch_each_other(make_agent, actor_gradient):
+    after = []
+    for actor_rate, critic_rate in ((1e-3, 1e-3), (1e-3, 1e-1), (1e-1, 1e-3)):
+        agent = make_agent(
+            actor_gradient=actor_gradient, actor_rate=actor_rate, critic_rate=critic_rate
+        )
+        state = states_of(agent, make_batch())
+        state = states_of(agent, make_batch())  # by now the reward is not zero
+        torch.manual_seed(1)
+        agent.train_behavior(*flat(state), torch.ones(20))
+        after.append(weights(agent))
+    usual, fast_critic, fast_actor = after
+    assert changed(usual, fast_critic) <= keys_of(usual, {"critic", "slow_critic"})
+    assert changed(usual, fast_actor) == keys_of(usual, {"actor"})
+    assert changed(usual, fast_critic) >= {"critic.layers.2.bias"}
+
+
+def test_the_slow_critic_follows_by_its_share(make_agent):
+    agent = make_agent(slow_critic=0.25)
+    state = states_of(agent, make_batch())
+    before = weights(agent)
+    agent.train_behavior(*flat(state), torch.ones(20))
+    after = weights(agent)
+    for key in keys_of(before, {"slow_critic"}):
+        fast = after[key.replace("slow_critic", "critic")]
+        assert torch.allclose(after[key], 0.75 * before[key] + 0.25 * fast, atol=1e-7)
+
+
+def test_free_nats_cost_nothing(make_agent):
+    agent = make_agent(free_nats=1000, beta_dynamics=1, beta_representation=1)
+    before = weights(agent)
+    agent.train_world_model(make_batch())
+    assert not changed(before, weights(agent)) & keys_of(before, {"prior"})
+
+
+# ---------------------------------------------------------------------------- rows
+
+
+@LATENTS
+@CARRIED
+def test_a_first_row_forgets_everything_before_it(
+    make_agent, no_chance, latent, observation_in_state
+):
+    settings = {"latent": latent, "observation_in_state": observation_in_state}
+    batch, other = make_batch(seed=1), make_batch(seed=2)
+    batch["is_first"][:] = 0
+    batch["is_first"][:, 2] = 1
+    mixed = {key: torch.cat([other[key][:, :2], batch[key][:, 2:]], 1) for key in batch}
+    mixed["action"][:, 2] = 5.0  # the action into a first row has no meaning
+    left = torch.cat(states_of(make_agent(**settings), batch), -1)
+    right = torch.cat(states_of(make_agent(**settings), mixed), -1)
+    assert torch.allclose(left[:, 2:], right[:, 2:], atol=1e-6)
+    assert not torch.allclose(left[:, :2], right[:, :2], atol=1e-2)
+    batch["is_first"][:, 2] = 0
+    unbroken = torch.cat(states_of(make_agent(**settings), batch), -1)
+    assert not torch.allclose(unbroken[:, 2:], left[:, 2:], atol=1e-3)
+
+
+@LATENTS
+@CARRIED
+def test_acting_and_training_see_the_same_states(
+    make_agent, no_chance, latent, observation_in_state
+):
+    agent = make_agent(latent=latent, observation_in_state=observation_in_state)
+    games, length = 3, 6
+    batch = make_batch(games, length)
+    batch["is_first"][:] = 0
+    batch["is_first"][:, 0] = 1
+    batch["is_first"][1, 3] = 1  # one game starts anew on the way
+    remembered, action = [], np.zeros((games, 4), np.float32)
+    for t in range(length):
+        first = batch["is_first"][:, t].bool()
+        if t > 0:
+            agent.reset(first.numpy())
+        batch["action"][:, t] = torch.from_numpy(action) * ~first[:, None]
+        action = agent.act(batch["observation"][:, t].numpy())
+        remembered.append([part.clone() for part in agent.memory[:2]])
+    h, z, *_ = states_of(agent, batch)
+    for t, (played_h, played_z) in enumerate(remembered):
+        assert torch.allclose(h[:, t], played_h, atol=1e-5)
+        assert torch.allclose(z[:, t], played_z, atol=1e-5)
+    assert np.array_equal(agent.memory[2].numpy(), action)
+
+
+def observations(count, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, 18)).astype(np.float32)
+
+
+def test_acting_alone_in_a_batch_and_in_part_of_the_games(make_agent):
+    agent = make_agent()
+    rows, following = observations(4), observations(4, 1)
+
+    def play(player, *arguments, **options):
+        return player.act(*arguments, deterministic=True, **options)
+
+    first, second = play(agent, rows), play(agent, following)
+    assert first.shape == (4, 4) and first.dtype == np.float32 and abs(first).max() <= 1
+    assert not np.allclose(first, second)
+    single = agent.player()
+    assert np.allclose(play(single, rows[1]), first[1], atol=1e-6)
+    assert play(single, following[1]).shape == (4,)
+    single.reset()
+    assert np.allclose(play(single, rows[2]), first[2], atol=1e-6)
+
+    part = agent.player()
+    part.remember(4)
+    assert np.allclose(play(part, rows[[3, 1]], games=np.array([3, 1])), first[[3, 1]], atol=1e-6)
+    assert np.allclose(play(part, rows[[0, 2]], games=np.array([0, 2])), first[[0, 2]], atol=1e-6)
+    part.reset(np.array([False, True, False, True]))
+    mixed = play(part, np.stack([following[0], rows[1], following[2], rows[3]]))
+    assert np.allclose(mixed, [second[0], first[1], second[2], first[3]], atol=1e-6)
+    part.reset([0, 2])
+    assert np.allclose(play(part, rows)[[0, 2]], first[[0, 2]], atol=1e-6)
+
+
+def test_samples_differ_and_stay_within_bounds(make_agent):
+    agent = make_agent(std_min=1.0, std_max=1.0)
+    rows = np.repeat(observations(1), 300, 0)
+    actions = agent.act(rows)
+    assert abs(actions).max() == 1 and actions.std(0).min() > 0.3
+    agent.reset()
+    assert np.ptp(agent.act(rows, deterministic=True), 0).max() < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(), (17,), (19,), (2, 17), (2, 3, 18), (0,), (3, 18)])
+def test_observations_that_do_not_fit_are_refused(make_agent, shape):
+    agent = make_agent()
+    agent.act(observations(2))
+    with pytest.raises(ValueError, match="observations"):
+        agent.act(np.zeros(shape, np.float32))
+
+
+# ---------------------------------------------------------------------------- imagination
+
+
+def prepared(make_agent, **settings):
+    """An agent whose rewards and values are not zero any more, and some states."""
+    agent = make_agent(world_model_rate=1e-2, **settings)
+    batch = make_batch()
+    batch["is_terminal"][:] = 0
+    for _ in range(5):
+        agent.train_step(batch)
+    return agent, flat(states_of(agent, batch))
+
+
+@GRADIENTS
+def test_states_at_the_end_of_a_game_count_for_nothing(make_agent, actor_gradient):
+    alive = (torch.arange(20) % 3 > 0).float()
+    after = []
+    for noise in (0.0, 1.0):
+        agent, state = prepared(make_agent, actor_gradient=actor_gradient)
+        noise = noise * (1 - alive)[:, None]
+        state = [part + noise * torch.randn_like(part).clamp(-1, 1) for part in state]
+        torch.manual_seed(1)
+        metrics = agent.train_behavior(*state, alive)
+        assert metrics["behavior/return_scale"] < 1  # so that it changes nothing
+        after.append((weights(agent), metrics["behavior/return"]))
+    (left, left_return), (right, right_return) = after
+    assert left_return != right_return
+    for key in keys_of(left, BEHAVIOR):
+        assert torch.allclose(left[key], right[key], atol=1e-6), key
+    agent, state = prepared(make_agent, actor_gradient=actor_gradient)
+    metrics = agent.train_behavior(*state, torch.zeros(20))
+    assert metrics["behavior/actor_gradient_norm"] == 0 == metrics["behavior/critic_gradient_norm"]
+
+
+@GRADIENTS
+def test_imagination_after_a_predicted_end_weighs_nothing(make_agent, actor_gradient):
+    losses = {}
+    for continues in (-60.0, 60.0):
+        for horizon in (1, 4):
+            agent, state = prepared(make_agent, actor_gradient=actor_gradient)
+            agent.settings = agent.settings.copy()
+            OmegaConf.set_readonly(agent.settings, False)
+            agent.settings.horizon = horizon
+            with torch.no_grad():
+                agent.networks["continues"][-1].bias.fill_(continues)
+            torch.manual_seed(1)
+            metrics = agent.train_behavior(*state, torch.ones(20))
+            names = ("behavior/actor_loss", "behavior/critic_loss")
+            losses[continues, horizon] = [horizon * metrics[name].item() for name in names]
+    assert losses[-60.0, 4] == pytest.approx(losses[-60.0, 1], rel=1e-4, abs=1e-6)
+    assert losses[60.0, 4][1] > 2 * losses[60.0, 1][1]
+
+
+def test_the_world_model_has_a_head_start(make_agent):
+    agent = make_agent(world_model_head_start=2)
+    before = weights(agent)
+    for _ in range(2):
+        assert not any(name.startswith("behavior") for name in agent.train_step(make_batch()))
+    assert changed(before, weights(agent)) <= keys_of(before, WORLD_MODEL)
+    assert "behavior/actor_loss" in agent.train_step(make_batch())
+    assert changed(before, weights(agent)) & keys_of(before, {"actor"})
+
+
+def test_train_step_starts_from_as_many_states_as_the_config_says(make_agent, monkeypatch):
+    for count, expected in ((0, 20), (7, 7), (1000, 20)):
+        agent = make_agent(imagination_starts=count)
+        seen = []
+        original = agent.train_behavior
+        monkeypatch.setattr(
+            agent, "train_behavior", lambda *x, seen=seen, f=original: seen.append(x) or f(*x)
+        )
+        agent.train_step(make_batch())
+        assert {len(part) for part in seen[0]} == {expected}
+        assert agent.gradient_steps == 1
+
+
+# ---------------------------------------------------------------------------- saving
+
+
+def test_a_loaded_agent_plays_the_same(make_agent, tmp_path):
+    agent = make_agent()
+    agent.train_step(make_batch())
+    agent.save(tmp_path / "folder" / "agent.safetensors", environment_steps=7)
+    torch.manual_seed(5)
+    loaded = Dreamer.load(tmp_path / "folder" / "agent.safetensors")
+    assert not changed(weights(agent), weights(loaded))
+    assert loaded.counters == {"gradient_steps": 1, "environment_steps": 7}
+    assert loaded.gradient_steps == 1 and loaded.config == agent.config
+    for seed in range(3):
+        rows = observations(2, seed)
+        torch.manual_seed(seed)
+        action = agent.act(rows)
+        torch.manual_seed(seed)
+        assert np.array_equal(action, loaded.act(rows))
+
+
+def refused(path):
+    with pytest.raises(UserError) as caught:
+        Dreamer.load(path)
+    message = str(caught.value)
+    assert "\n" not in message and str(path) in message
+    return message
+
+
+def test_files_that_are_no_agent_are_refused_in_one_line(make_agent, tmp_path):
+    path = tmp_path / "agent.safetensors"
+    assert "no such file" in refused(path)
+    refused(tmp_path)
+    agent = make_agent()
+    agent.save(path)
+    whole = path.read_bytes()
+    for cut in (0, 4, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        refused(path)
+    path.write_bytes(b"\x00" * 50 + whole[50:])
+    refused(path)
+    save_file({"weight": torch.zeros(3)}, path)
+    refused(path)
+    save_file({"weight": torch.zeros(3)}, path, {"config": "{}", "sizes": "[1, 2]"})
+    refused(path)
+    save_file({"a": torch.zeros(3)}, path, {"config": "{}", "sizes": "[1, 2]", "counters": "{}"})
+    refused(path)
+
+
+def test_files_with_other_sizes_than_they_say_are_refused(make_agent, tmp_path):
+    path = tmp_path / "agent.safetensors"
+    agent = make_agent(hidden_size=32)
+    agent.config = make_agent(hidden_size=24).config
+    agent.save(path)
+    assert "damaged" in refused(path)
+    agent = make_agent()
+    del agent.networks["prior"]
+    agent.save(path)
+    assert "damaged" in refused(path)
+
+
+def test_a_failed_save_is_one_line_and_leaves_no_trace(make_agent, tmp_path):
+    resource = pytest.importorskip("resource")
+    agent, path = make_agent(), tmp_path / "agent.safetensors"
+    agent.save(path)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as if the disk were full
+        with pytest.raises(UserError, match="agent.safetensors"):
+            agent.save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+@GRADIENTS
+def test_training_goes_on_bit_for_bit(make_agent, tmp_path, actor_gradient):
+    agent = make_agent(actor_gradient=actor_gradient)
+    for seed in range(3):
+        agent.train_step(make_batch(seed=seed))
+    torch.save(agent.state(), tmp_path / "state.pt")
+    other = make_agent(seed=9, actor_gradient=actor_gradient)
+    other.restore_state(load_tensors(tmp_path / "state.pt"))
+    for one in (agent, other):
+        torch.manual_seed(3)
+        for seed in range(3, 6):
+            one.train_step(make_batch(seed=seed))
+    assert same(agent.state(), other.state())
+    assert agent.gradient_steps == other.gradient_steps == 6
+    agent.train_step(make_batch(seed=7))
+    assert not same(agent.state(), other.state())
+
+
+def test_a_state_is_a_copy_of_its_moment(make_agent):
+    agent = make_agent()
+    agent.train_step(make_batch())
+    other = make_agent(seed=1)
+    other.restore_state(agent.state())
+    before = weights(other)
+    agent.train_step(make_batch())
+    assert not changed(before, weights(other))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_size", 24),
+        ("hidden_layers", 2),
+        ("recurrent_size", 24),
+        ("latent_groups", 5),
+        ("latent_classes", 5),
+        ("latent", "gaussian"),
+        ("scalar", "normal"),
+        ("bins", 21),
+        ("bin_limit", 4.0),
+        ("norm", "none"),
+        ("observation_in_state", False),
+    ],
+)
+def test_a_state_of_other_sizes_is_refused_naming_both(make_agent, key, value):
+    agent, other = make_agent(), make_agent(**{key: value})
+    before = weights(other)
+    with pytest.raises(UserError) as caught:
+        other.restore_state(agent.state())
+    message = str(caught.value)
+    assert f"dreamer.{key}" in message and "\n" not in message
+    assert str(value) in message and str(agent.settings[key]) in message
+    assert not changed(before, weights(other))
+
+
+def test_a_state_of_another_game_is_refused(make_agent):
+    with pytest.raises(UserError, match=r"\[18, 4\].*\[3, 1\]"):
+        make_agent(sizes=(3, 1)).restore_state(make_agent().state())
+
+
+# ---------------------------------------------------------------------------- probes
+
+QUICK = {
+    "world_model_rate": 5e-3,
+    "actor_rate": 3e-3,
+    "critic_rate": 3e-3,
+    "slow_critic": 0.1,
+    "entropy": 1e-4,
+    "discount": 0.9,
+}
+
+
+@CARRIED
+def test_the_critic_finds_the_value_of_a_chain(make_agent, observation_in_state):
+    """A -> B -> C, where 2 is paid and the game ends: v(A) = 2 gamma, v(B) = 2."""
+    agent = make_agent(sizes=(2, 1), observation_in_state=observation_in_state, **QUICK)
+    replay = ReplayBuffer(600, 4, 2, 1)
+    chain = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
+    for time in range(150):
+        step = (time + torch.arange(4)) % 3
+        action = torch.rand(4, 1) * 2 - 1
+        replay.add(chain[step], action, 2.0 * (step == 2), step == 0, step == 2)
+    for _ in range(250):
+        agent.train_step(replay.sample(8, 6))
+    batch = replay.sample(16, 6)
+    is_known = batch["is_first"].cumsum(1) > 0  # the window has seen a start
+    feature = torch.cat(states_of(agent, batch), -1)
+    with torch.no_grad():
+        values = agent.critic.mean(agent.critic(feature))
+    for row, expected in ((0, 1.8), (1, 2.0)):
+        is_here = is_known & (batch["observation"] - chain[row]).abs().sum(-1).lt(1e-3)
+        assert is_here.sum() > 5
+        assert values[is_here].mean().item() == pytest.approx(expected, abs=0.15)
+
+
+@GRADIENTS
+@CARRIED
+def test_the_actor_finds_the_sign_that_pays(make_agent, actor_gradient, observation_in_state):
+    """One decision: the observation +-1 times the action is paid, and the game ends."""
+    agent = make_agent(
+        sizes=(1, 1),
+        actor_gradient=actor_gradient,
+        observation_in_state=observation_in_state,
+        horizon=1,
+        world_model_head_start=300,
+        **QUICK,
+    )
+    replay = ReplayBuffer(2000, 8, 1, 1)
+    for _ in range(125):
+        sign, action = torch.randint(2, (8, 1)) * 2.0 - 1, torch.rand(8, 1) * 2 - 1
+        ones, zeros = torch.ones(8), torch.zeros(8)
+        replay.add(sign, 0 * action, zeros, ones, zeros)
+        replay.add(0 * sign, action, 2 * sign * action, zeros, ones)
+    for _ in range(420):
+        agent.train_step(replay.sample(16, 4))
+    agent.reset()
+    actions = agent.act(np.array([[1.0], [-1.0]], np.float32), deterministic=True).flatten()
+    assert actions[0] > 0.4 and actions[1] < -0.4

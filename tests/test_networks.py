@@ -1,0 +1,205 @@
+"""The networks' heads against torch.distributions and hand-written formulas."""
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import (
+    Categorical,
+    Independent,
+    Normal,
+    OneHotCategorical,
+    kl_divergence,
+)
+
+from networks import Actor, LatentHead, RecurrentModel, ScalarHead, mlp
+from utils import symexp
+
+LATENTS = pytest.mark.parametrize("latent", ["categorical", "gaussian"])
+
+
+def latent_head(small_config, latent, **overrides):
+    return LatentHead(small_config(dreamer__latent=latent, **overrides).dreamer)
+
+
+def statistics(head, *shape):
+    """What the head predicts for loud random input."""
+    return head(10 * torch.randn(*shape, 32), 10 * torch.randn(*shape, 32))
+
+
+def reference(head, values):
+    """The torch distribution with these statistics."""
+    if head.categorical:
+        return Independent(OneHotCategorical(logits=values), 1)
+    return Independent(Normal(*values.unbind(-2)), 1)
+
+
+@LATENTS
+def test_divergence_is_that_of_torch(small_config, latent):
+    head = latent_head(small_config, latent)
+    left, right = statistics(head, 3, 5), statistics(head, 3, 5)
+    expected = kl_divergence(reference(head, left), reference(head, right))
+    assert expected.shape == (3, 5) and expected.min() > 0.01
+    assert torch.allclose(head.divergence(left, right), expected, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(head.divergence(left, left), torch.zeros(3, 5), atol=1e-6)
+
+
+@pytest.mark.parametrize("unimix", [0.0, 0.01, 0.5, 1.0])
+def test_categorical_statistics_are_log_probabilities_with_a_floor(small_config, unimix):
+    head = latent_head(small_config, "categorical", dreamer__unimix=unimix)
+    probabilities = statistics(head, 200).exp()
+    assert probabilities.shape == (200, 4, 4)
+    assert torch.allclose(probabilities.sum(-1), torch.ones(200, 4), atol=1e-5)
+    assert probabilities.min() >= unimix / 4 - 1e-6
+    assert probabilities.max() <= 1 - unimix + unimix / 4 + 1e-6
+    if unimix < 1:
+        assert probabilities.max() > 0.3
+
+
+def test_gaussian_statistics_have_a_positive_std(small_config):
+    mean, std = statistics(latent_head(small_config, "gaussian"), 200).unbind(-2)
+    assert mean.shape == std.shape == (200, 16) and std.min() >= 0.1
+
+
+def test_categorical_samples_are_one_hot_and_as_frequent_as_probable(small_config):
+    head = latent_head(small_config, "categorical")
+    values = statistics(head, 1).detach()
+    samples = head.sample(values.expand(20000, 4, 4)).unflatten(-1, (4, 4))
+    assert torch.allclose(samples.max(-1).values, torch.ones(20000, 4), atol=1e-5)
+    assert torch.allclose(samples.sum(-1), torch.ones(20000, 4), atol=1e-5)
+    probabilities = values[0].exp()
+    error = (probabilities * (1 - probabilities) / 20000).sqrt()
+    assert ((samples.mean(0) - probabilities).abs() <= 5 * error + 1e-4).all()
+    mode = head.sample(values, deterministic=True).unflatten(-1, (4, 4))
+    assert torch.equal(mode.argmax(-1), values.argmax(-1))
+
+
+def test_gaussian_samples_have_mean_and_std(small_config):
+    head = latent_head(small_config, "gaussian")
+    values = statistics(head, 1).detach()
+    samples = head.sample(values.expand(20000, 2, 16))
+    mean, std = values[0]
+    assert ((samples.mean(0) - mean).abs() <= 5 * std / 20000**0.5).all()
+    assert torch.allclose(samples.std(0), std, rtol=0.05)
+    assert torch.equal(head.sample(values, deterministic=True)[0], mean)
+
+
+def test_the_straight_through_gradient_is_that_of_the_probabilities(small_config):
+    head = latent_head(small_config, "categorical")
+    logits = torch.randn(6, 4, 4, requires_grad=True)
+    weight = torch.randn(6, 16)
+    (sampled,) = torch.autograd.grad((weight * head.sample(logits.log_softmax(-1))).sum(), logits)
+    expected = (weight * logits.softmax(-1).flatten(-2)).sum()
+    (expected,) = torch.autograd.grad(expected, logits)
+    assert torch.allclose(sampled, expected, atol=1e-6) and expected.abs().max() > 0.01
+
+
+def test_the_gaussian_gradient_is_reparametrised(small_config):
+    head = latent_head(small_config, "gaussian")
+    values = torch.rand(6, 2, 16, requires_grad=True)
+    torch.manual_seed(1)
+    sample = head.sample(values)
+    noise = ((sample - values[:, 0]) / values[:, 1]).detach()
+    (gradient,) = torch.autograd.grad(sample.sum(), values)
+    assert torch.allclose(gradient, torch.stack([torch.ones(6, 16), noise], 1), atol=1e-4)
+
+
+@LATENTS
+def test_prior_and_posterior_both_listen(small_config, latent):
+    head = latent_head(small_config, latent)
+    h, evidence = torch.randn(2, 3, 32)
+    assert not torch.allclose(head(h), head(h + 1))
+    assert not torch.allclose(head(h, evidence), head(h))
+    assert head.sample(head(h)).shape == (3, head.size)
+
+
+def scalar_head(small_config, scalar):
+    config = small_config(dreamer__scalar=scalar, dreamer__bins=21, dreamer__bin_limit=3.0)
+    return ScalarHead(8, config.dreamer)
+
+
+@pytest.mark.parametrize("scalar", ["twohot", "normal"])
+def test_a_new_scalar_head_predicts_zero(small_config, scalar):
+    head = scalar_head(small_config, scalar)
+    assert torch.allclose(head.mean(head(torch.randn(5, 3, 8))), torch.zeros(5, 3), atol=1e-5)
+
+
+def test_two_hot_mean_and_loss_by_hand(small_config):
+    head = scalar_head(small_config, "twohot")
+    assert torch.allclose(head.bins, symexp(torch.linspace(-3, 3, 21)))
+    logits = torch.randn(4, 21)
+    probabilities = Categorical(logits=logits).probs
+    by_hand = [sum(p * b for p, b in zip(row, head.bins, strict=True)) for row in probabilities]
+    assert torch.allclose(head.mean(logits), torch.stack(by_hand), atol=1e-5)
+    low, high = head.bins[12], head.bins[13]
+    targets = torch.stack([low, high, 0.75 * low + 0.25 * high, torch.tensor(1e6)])
+    log = probabilities.log()
+    expected = [-log[0, 12], -log[1, 13], -0.75 * log[2, 12] - 0.25 * log[2, 13], -log[3, 20]]
+    assert torch.allclose(head.loss(logits, targets), torch.stack(expected), atol=1e-4)
+
+
+def test_normal_mean_and_loss_are_those_of_torch(small_config):
+    head = scalar_head(small_config, "normal")
+    output, target = torch.randn(4, 3, 1), torch.randn(4, 3)
+    assert torch.equal(head.mean(output), output[..., 0])
+    expected = -Independent(Normal(output, 1.0), 1).log_prob(target.unsqueeze(-1))
+    assert torch.allclose(head.loss(output, target), expected)
+
+
+@pytest.mark.parametrize("bounds", [(0.1, 1.0), (0.5, 0.5), (0.01, 2.0)])
+def test_the_actor_keeps_its_bounds(small_config, bounds):
+    config = small_config(dreamer__std_min=bounds[0], dreamer__std_max=bounds[1])
+    actor = Actor(8, 3, config.dreamer)
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            parameter.mul_(50)
+    policy = actor(10 * torch.randn(500, 8))
+    assert policy.mean.shape == (500, 3) and policy.mean.abs().max() <= 1
+    assert policy.stddev.min() >= bounds[0] - 1e-6 and policy.stddev.max() <= bounds[1] + 1e-6
+    if bounds[0] < bounds[1]:
+        assert policy.mean.abs().max() > 0.9 and policy.stddev.std() > 0.05
+
+
+def test_the_actors_entropy_and_log_probability_are_those_of_a_gaussian(small_config):
+    policy = Actor(8, 3, small_config().dreamer)(torch.randn(6, 8))
+    mean, std, action = policy.mean, policy.stddev, torch.randn(6, 3)
+    log = -0.5 * ((action - mean) / std) ** 2 - std.log() - 0.5 * torch.log(torch.tensor(6.2831853))
+    assert torch.allclose(policy.log_prob(action), log.sum(-1), atol=1e-4)
+    entropy = 0.5 * torch.log(2 * torch.pi * torch.e * std**2).sum(-1)
+    assert torch.allclose(policy.entropy(), entropy, atol=1e-4)
+
+
+def kinds(module):
+    return {type(part) for part in module.modules()}
+
+
+def test_norm_and_activation_are_what_the_config_says(small_config):
+    norms = {"LayerNorm": nn.LayerNorm, "RMSNorm": nn.RMSNorm}
+    for norm in ("LayerNorm", "RMSNorm", "none"):
+        for activation in ("SiLU", "ELU", "Tanh"):
+            config = small_config(dreamer__norm=norm, dreamer__activation=activation).dreamer
+            networks = [mlp(3, 2, config), LatentHead(config), Actor(3, 2, config)]
+            for network in networks:
+                assert getattr(nn, activation) in kinds(network)
+                expected = {norms[norm]} if norm in norms else set()
+                assert kinds(network) & {nn.LayerNorm, nn.RMSNorm} == expected
+            recurrent = kinds(RecurrentModel(3, config))
+            assert bool(recurrent & {nn.LayerNorm, nn.RMSNorm}) == (norm != "none")
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_sizes_are_what_the_config_says(small_config, layers):
+    config = small_config(dreamer__hidden_layers=layers, dreamer__hidden_size=24).dreamer
+    for network, extra in ((mlp(3, 2, config), 0), (LatentHead(config), 0)):
+        linear = [part for part in network.modules() if isinstance(part, nn.Linear)]
+        assert len(linear) == layers + 1 + extra
+        assert all(part.out_features == 24 for part in linear[:-1])
+    recurrent = RecurrentModel(5, config)
+    assert recurrent(torch.zeros(7, 32), torch.randn(7, 5)).shape == (7, 32)
+
+
+def test_the_recurrent_state_stays_bounded_and_remembers(small_config):
+    recurrent = RecurrentModel(5, small_config().dreamer)
+    h = torch.randn(7, 32).clamp(-1, 1)
+    following = recurrent(h, 100 * torch.randn(7, 5))
+    assert following.abs().max() <= 1
+    assert not torch.allclose(recurrent(h, torch.zeros(7, 5)), recurrent(-h, torch.zeros(7, 5)))

@@ -1,0 +1,246 @@
+"""Who stands on the other side: names, frame skip and memory of agents, shares of the pool."""
+
+import numpy as np
+import pytest
+from conftest import make_config
+
+from dreamer import Dreamer
+from hockey_env import BasicOpponent
+from opponents import AgentOpponent, OpponentPool, load
+from utils import UserError
+
+
+def make_agent(**overrides):
+    return Dreamer(make_config(**overrides), 18, 4)
+
+
+def make_pool(games=4, seed=0, **opponents):
+    """A pool whose shares are zero but for those given."""
+    shares = dict.fromkeys(("weak", "strong", "random", "snapshots", "files_share"), 0.0)
+    overrides = {f"opponents__{key}": value for key, value in (shares | opponents).items()}
+    return OpponentPool(make_config(**overrides).opponents, games, seed)
+
+
+def observations(count, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, 18)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """saved(name): the path of a saved agent."""
+    folder = tmp_path_factory.mktemp("agents")
+
+    def save(name, sizes=(18, 4)):
+        path = folder / f"{name}.safetensors"
+        Dreamer(make_config(), *sizes).save(path)
+        return path
+
+    return save
+
+
+def shares_of(pool, draws=2000):
+    """How often each name was chosen, as shares."""
+    names = [pool.choose().name for _ in range(draws)]
+    return {name: names.count(name) / draws for name in set(names)}
+
+
+def close(share, expected, draws=2000):
+    """Within five standard deviations of a binomial share."""
+    return abs(share - expected) < 5 * (expected * (1 - expected) / draws) ** 0.5
+
+
+# ---------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize("name", ["weak", "strong", "random"])
+def test_bots_by_name(name):
+    rows = observations(3)
+    first, second, other = (load(name, games=3, seed=seed).act(rows) for seed in (1, 1, 2))
+    assert first.shape == (3, 4) and first.dtype == np.float32 and abs(first).max() <= 1
+    assert np.array_equal(first, second) and not np.array_equal(first, other)
+    opponent = load(name, games=3)
+    assert opponent.name == name and opponent.act(rows[0]).shape == (4,)
+    opponent.reset()
+    opponent.reset([2])
+    assert opponent.act(rows[:1], [2]).shape == (1, 4)
+
+
+def test_the_bots_of_different_games_are_different_players():
+    rows = np.zeros((3, 18))
+    for name in ("weak", "strong", "random"):
+        opponent = load(name, games=3)
+        actions = np.stack([opponent.act(rows) for _ in range(30)], 1)
+        assert len(np.unique(actions.reshape(3, -1), axis=0)) == 3
+
+
+def test_weak_and_strong_are_the_labs():
+    rows = observations(50)
+    seed = int(np.random.SeedSequence(3).generate_state(1)[0])
+    for name, weak in (("weak", True), ("strong", False)):
+        ours, theirs = load(name, seed=3), BasicOpponent(weak=weak, seed=seed)
+        for row in rows:
+            assert np.allclose(ours.act(row), theirs.act(row))
+
+
+@pytest.mark.parametrize("spec", ["week", "missing.safetensors", "folder/agent.pt", ""])
+def test_unknown_opponents_are_refused_in_one_line(spec):
+    with pytest.raises(UserError) as caught:
+        load(spec)
+    assert f"{spec}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_is_an_opponent_if_it_was_trained_for_hockey(saved):
+    opponent = load(saved("mine"), games=2)
+    assert opponent.name == "mine" and opponent.act(observations(2)).shape == (2, 4)
+    with pytest.raises(UserError, match="pendulum.*not trained for hockey"):
+        load(saved("pendulum", (3, 1)))
+
+
+# ---------------------------------------------------------------------------- agents
+
+
+@pytest.mark.parametrize("frame_skip", [1, 3])
+def test_an_agent_keeps_its_frame_skip(frame_skip):
+    agent = make_agent(hockey__frame_skip=frame_skip)
+    opponent = AgentOpponent(agent, 2, "agent", deterministic=True)
+    reference = agent.player()
+    for frame in range(3 * frame_skip):
+        rows = observations(2, frame)
+        if frame % frame_skip == 0:
+            expected = reference.act(rows, deterministic=True)
+        assert np.allclose(opponent.act(rows), expected, atol=1e-6)
+
+
+def test_each_game_has_its_own_memory_and_frames():
+    agent = make_agent(hockey__frame_skip=2)
+    batched = AgentOpponent(agent, 3, "batched", deterministic=True)
+    singles = [AgentOpponent(agent, 1, "single", deterministic=True) for _ in range(3)]
+    generator = np.random.default_rng(0)
+    differences = 0
+    for frame in range(40):
+        rows = observations(3, frame)
+        if generator.uniform() < 0.3:
+            game = int(generator.integers(3))
+            batched.reset([game])
+            singles[game].reset()
+        playing = np.flatnonzero(generator.uniform(size=3) < 0.7)  # games that rest miss frames
+        if len(playing) == 0:
+            continue
+        actions = batched.act(rows[playing], playing)
+        expected = np.array([singles[game].act(rows[game]) for game in playing])
+        assert np.allclose(actions, expected, atol=1e-5)
+        differences += len(playing) > 1 and not np.allclose(expected[0], expected[1])
+    assert differences > 5
+
+
+def test_reset_starts_the_frames_and_the_memory_anew():
+    opponent = AgentOpponent(make_agent(hockey__frame_skip=4), 2, "agent", deterministic=True)
+    first = opponent.act(observations(2))
+    opponent.act(observations(2, 1))
+    opponent.reset()
+    assert np.array_equal(opponent.act(observations(2)), first)
+
+
+def test_an_opponent_does_not_disturb_the_agent_it_plays():
+    agent = make_agent()
+    agent.act(observations(5))
+    before = [part.clone() for part in agent.memory]
+    opponent = AgentOpponent(agent, 2, "agent")
+    opponent.act(observations(2))
+    opponent.reset()
+    assert all(np.array_equal(*pair) for pair in zip(before, agent.memory, strict=True))
+
+
+def test_snapshots_play_with_chance_and_files_do_not(saved):
+    path = saved("mine")
+
+    def spread(deterministic):
+        opponent = load(path, games=100, deterministic=deterministic)
+        return np.ptp(opponent.act(np.repeat(observations(1), 100, 0)), 0).max()
+
+    assert spread(True) < 1e-5 and spread(False) > 0.1
+
+
+# ---------------------------------------------------------------------------- the pool
+
+
+def test_shares_are_realised():
+    shares = shares_of(make_pool(weak=0.2, strong=0.5, random=0.3))
+    assert close(shares["weak"], 0.2) and close(shares["strong"], 0.5)
+    assert close(shares["random"], 0.3)
+    unnormalised = shares_of(make_pool(weak=0.1, strong=0.3))
+    assert close(unnormalised["weak"], 0.25) and set(unnormalised) == {"weak", "strong"}
+
+
+def test_the_share_of_snapshots_goes_to_the_others_until_there_is_one(saved):
+    pool = make_pool(weak=0.3, strong=0.3, snapshots=0.4)
+    assert close(shares_of(pool)["weak"], 0.5)
+    pool.add_snapshot(saved("snapshot_1"))
+    assert close(shares_of(pool)["snapshot_1"], 0.4)
+    only = make_pool(snapshots=1.0)
+    assert len(shares_of(only)) == 1
+    only.add_snapshot(saved("snapshot_1"))
+    assert set(shares_of(only)) == {"snapshot_1"}
+
+
+def test_files_have_their_share(saved):
+    pool = make_pool(files=f"[{saved('one')},{saved('two')}]", files_share=0.5, weak=0.5)
+    shares = shares_of(pool)
+    assert close(shares["one"], 0.25) and close(shares["two"], 0.25)
+
+
+def test_pools_without_anybody_are_refused():
+    with pytest.raises(UserError, match="opponents"):
+        make_pool()
+    with pytest.raises(UserError, match="files"):
+        make_pool(files_share=0.5, weak=0.5)
+    with pytest.raises(UserError, match="gone.safetensors"):
+        make_pool(weak=0.5, files="[gone.safetensors]")
+
+
+def test_pfsp_prefers_equals_and_uniform_does_not(saved):
+    paths = [saved(f"snapshot_{number}") for number in range(3)]
+    for choice in ("pfsp", "uniform"):
+        pool = make_pool(snapshots=1.0, choice=choice)
+        for path in paths:
+            pool.add_snapshot(path)
+        for _ in range(200):
+            pool.record("snapshot_0", 1)
+            pool.record("snapshot_1", 0)
+            pool.record("snapshot_2", -1)
+        shares = shares_of(pool)
+        if choice == "uniform":
+            assert all(close(share, 1 / 3) for share in shares.values())
+        else:  # x(1-x) is 1/4 for the equal, 0 for the others; a little is left for those
+            assert shares["snapshot_1"] > 0.85
+            assert 0 < shares["snapshot_0"] < 0.1 and 0 < shares["snapshot_2"] < 0.1
+
+
+def test_only_the_newest_snapshots_are_kept(saved):
+    pool = make_pool(snapshots=1.0, snapshots_kept=2, choice="uniform")
+    for number in range(5):
+        pool.add_snapshot(saved(f"snapshot_{number}"))
+    assert set(shares_of(pool)) == {"snapshot_3", "snapshot_4"}
+
+
+def test_the_mix_adds_up_to_one():
+    pool = make_pool(weak=1.0)
+    assert sum(pool.mix().values()) == 0
+    for name, number in (("weak", 5), ("snapshot_1", 2), ("snapshot_2", 1), ("strong", 2)):
+        for _ in range(number):
+            pool.record(name, 1)
+    expected = {"weak": 0.5, "strong": 0.2, "snapshots": 0.3}
+    assert pool.mix() == pytest.approx({f"opponents/{k}": v for k, v in expected.items()})
+
+
+def test_a_restored_pool_goes_on_in_the_same_way(saved):
+    shares = {"weak": 0.2, "strong": 0.2, "random": 0.2, "snapshots": 0.4}
+    pool, other = make_pool(**shares), make_pool(seed=8, **shares)
+    for number in range(3):
+        pool.add_snapshot(saved(f"snapshot_{number}"))
+        pool.record(f"snapshot_{number}", 1)
+    pool.choose()
+    other.restore_state(pool.state())
+    names = [[one.choose().name for _ in range(100)] for one in (pool, other)]
+    assert names[0] == names[1] and len(set(names[0])) == 6
+    assert pool.mix() == other.mix()
