@@ -67,10 +67,11 @@ class ReplayBuffer:
         }
 
     def state(self):
-        """Everything needed to go on later, as tensors and numbers."""
+        """Everything needed to go on later, the rows oldest first."""
+        is_full = self.filled == self.length
+        rows = self.rows.roll(-self.head, 0) if is_full else self.rows
         return {
-            "rows": self.rows[: self.filled].cpu(),
-            "head": self.head,
+            "rows": rows[: self.filled].cpu(),
             "generator": self.generator.get_state(),
         }
 
@@ -83,5 +84,5 @@ class ReplayBuffer:
                 f" {self.length} x {self.rows.shape[1]} x {self.rows.shape[2]}"
             )
         self.rows[:filled] = state["rows"]
-        self.filled, self.head = filled, state["head"] % self.length
+        self.filled, self.head = filled, filled % self.length
         self.generator.set_state(state["generator"])

@@ -27,11 +27,19 @@ from utils import (
     UserError,
     check_config,
     lambda_returns,
+    multiplies_bfloat16,
     one_line,
     symlog,
     to_json,
     update_return_scale,
     write_atomically,
+)
+
+# the settings that decide what the weights mean: no run goes on with others
+SHAPES = (
+    *("hidden_size", "hidden_layers", "norm", "activation", "recurrent_size", "observation_scale"),
+    *("observation_in_state", "latent", "latent_groups", "latent_classes"),
+    *("scalar", "bins", "bin_limit"),
 )
 
 
@@ -46,6 +54,11 @@ class Dreamer:
         settings = self.settings
         self.posterior = LatentHead(settings)
         self.prior = LatentHead(settings)
+        if settings.observation_scale and len(settings.observation_scale) != observation_size:
+            raise UserError(f"dreamer.observation_scale needs {observation_size} numbers, or none.")
+        self.scale = torch.tensor(list(settings.observation_scale), dtype=torch.float32).to(
+            self.device
+        )
         self.carried = observation_size if settings.observation_in_state else 0
         feature_size = settings.recurrent_size + self.prior.size + self.carried
         self.networks = {
@@ -62,6 +75,9 @@ class Dreamer:
         self.networks["slow_critic"] = copy.deepcopy(self.networks["critic"])
         for name, network in self.networks.items():
             setattr(self, name, network.to(self.device))
+        precision = settings.imagination_precision
+        has_bfloat16 = precision == "auto" and multiplies_bfloat16(self.device)
+        self.imagines_in_bfloat16 = precision == "bfloat16" or has_bfloat16
         self.return_scale = torch.zeros((), device=self.device)
         self.gradient_steps = 0
         self.world_model_parts = [
@@ -111,7 +127,7 @@ class Dreamer:
         if len(h) != len(rows):
             raise ValueError(f"{len(rows)} observations for {len(h)} games; call reset() between")
         h = self.recurrent(h, torch.cat([z, a, o], -1))
-        o = symlog(rows)
+        o = self.squash(rows)
         z = self.posterior.sample(self.posterior(h, self.encoder(o)), deterministic)
         o = o[:, : self.carried]
         policy = self.actor(torch.cat([h, z, o], -1))
@@ -139,7 +155,8 @@ class Dreamer:
         if 0 < count < len(starts[0]):
             chosen = torch.randperm(len(starts[0]), device=self.device)[:count]
             starts = [part[chosen] for part in starts]  # (N, ...)
-        return metrics | self.train_behavior(*starts)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.imagines_in_bfloat16):
+            return metrics | self.train_behavior(*starts)
 
     def train_world_model(self, batch):
         """One step of the world model -> posterior states (h, z, o) (B, T, .) and metrics.
@@ -147,7 +164,7 @@ class Dreamer:
         batch: observation (B, T, O), action (B, T, A), reward, is_first, is_terminal (B, T), in
         the row convention of `buffer.py`. The states are detached; o is the carried observation.
         """
-        target = symlog(batch["observation"])  # (B, T, O)
+        target = self.squash(batch["observation"])  # (B, T, O)
         evidence = self.encoder(target).unbind(1)  # T x (B, hidden)
         keep = (1 - batch["is_first"]).unsqueeze(-1)  # (B, T, 1)
         o = target[..., : self.carried]
@@ -203,8 +220,12 @@ class Dreamer:
             total = total + weights[name] * loss.mean()
         return total
 
+    def squash(self, observation):
+        """The observation as the networks see it: divided by its scale, or else its symlog."""
+        return observation / self.scale if len(self.scale) else symlog(observation)
+
     def decode(self, h, z, previous):
-        """The observation, in symlog units, that (h, z) mean; previous: the one before it."""
+        """The squashed observation that (h, z) mean; previous: the one before it, if carried."""
         decoded = self.decoder(torch.cat([h, z, previous], -1))
         return previous + decoded if self.carried else decoded
 
@@ -310,11 +331,12 @@ class Dreamer:
         """Takes over what `state` returned. Raises `UserError` if the networks differ in size."""
         theirs, ours = json.loads(state["settings"]), json.loads(to_json(self.settings))
         theirs["sizes"], ours["sizes"] = list(state["sizes"]), list(self.sizes)
-        shapes = ("sizes", "hidden_size", "hidden_layers", "norm", "recurrent_size", "latent")
-        for key in (*shapes, "latent_groups", "latent_classes", "scalar", "bins", "bin_limit"):
-            if theirs[key] != ours[key]:
+        for key in ("sizes", *SHAPES):
+            if theirs.get(key) != ours[key]:
                 name = "observation and action sizes" if key == "sizes" else f"dreamer.{key}"
-                raise UserError(f"{name}: the checkpoint has {theirs[key]}, this run {ours[key]}.")
+                raise UserError(
+                    f"{name}: the checkpoint has {theirs.get(key)}, this run {ours[key]}."
+                )
         for name, part in self.networks.items():
             part.load_state_dict(state["networks"][name])
         for name, part in self.optimizers.items():
@@ -350,7 +372,10 @@ class Dreamer:
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
             raise UserError(f"{path} is no saved agent: {one_line(reason)}") from None
-        agent = cls(check_config(config, str(path)), *sizes, device=device)
+        try:
+            agent = cls(check_config(config, str(path)), *sizes, device=device)
+        except (UserError, TypeError, RuntimeError) as error:
+            raise UserError(f"{path} is no saved agent of this version: {error}") from None
         for name, part in agent.networks.items():
             prefix = f"{name}."
             own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}

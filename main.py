@@ -33,6 +33,7 @@ from utils import (
     check_writable,
     load_config,
     load_tensors,
+    one_line,
     open_tracker,
     pick_device,
     random_state,
@@ -42,20 +43,21 @@ from utils import (
 )
 
 
-def make_environment(config, pool):
-    """The games side by side: hockey against the pool, or any Gymnasium id with flat Boxes."""
+def make_environment(config, count, pool):
+    """`count` games side by side: hockey against the pool, or any Gymnasium id with flat Boxes."""
     if config.environment == "hockey":
-        return HockeyGames(config.hockey, config.environments, pool, config.dreamer.discount)
+        return HockeyGames(config.hockey, count, pool, config.dreamer.discount)
     try:
         environment = gymnasium.make_vec(
             config.environment,
-            config.environments,
+            count,
             vectorization_mode="sync",
             vector_kwargs={"autoreset_mode": AutoresetMode.NEXT_STEP},
             wrappers=[lambda env: gymnasium.wrappers.RescaleAction(env, -1.0, 1.0)],
         )
-    except (gymnasium.error.Error, AssertionError, ImportError) as error:
-        raise UserError(f"environment: {config.environment} can't be used: {error}") from None
+    except (gymnasium.error.Error, AssertionError, ImportError, TypeError) as error:
+        reason = one_line(error)
+        raise UserError(f"environment: {config.environment} can't be used: {reason}") from None
     if len(environment.single_observation_space.shape or ()) != 1:
         raise UserError(f"environment: {config.environment} has no flat Box observations.")
     return environment
@@ -80,7 +82,7 @@ class Training:
             self.pool = OpponentPool(
                 config.opponents, config.environments, config.seed, self.device
             )
-        self.games = make_environment(config, self.pool)
+        self.games = make_environment(config, config.environments, self.pool)
         sizes = [
             self.games.single_observation_space.shape[0],
             self.games.single_action_space.shape[0],
@@ -89,6 +91,12 @@ class Training:
         rings = self.views * config.environments
         self.agent = Dreamer(config, *sizes, self.device)
         self.replay = ReplayBuffer(config.replay.rows, rings, *sizes, self.device, config.seed)
+        if self.replay.length < config.replay.batch_length:
+            raise UserError(
+                f"replay.rows: {config.replay.rows} rows in {rings} rings are fewer than one window"
+                f" of {config.replay.batch_length} each; take at least"
+                f" {config.replay.batch_length * rings}."
+            )
         self.mirror = None
         if self.is_hockey and config.hockey.mirror:
             self.mirror = torch.from_numpy(np.concatenate([MIRROR_OBSERVATION, MIRROR_ACTION]))
@@ -116,9 +124,10 @@ class Training:
             for path in taken:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         elif taken:
+            go_on = "add resume=true to go on with it, " if state.exists() else "it can't go on: "
             raise UserError(
-                f"The run '{config.run}' exists ({taken[0]}): add resume=true to go on with it,"
-                " overwrite=true to delete it, or run=another_name."
+                f"The run '{config.run}' exists ({taken[0]}): {go_on}"
+                "overwrite=true deletes it, run=another_name leaves it alone."
             )
         return True
 
@@ -166,6 +175,7 @@ class Training:
         self.episode_return, self.episode_length = np.zeros(count), np.zeros(count, int)
         actions = np.zeros((count, *self.games.single_action_space.shape), np.float32)
         self.store(actions, np.zeros(count), np.zeros(count, bool), info)
+        self.done = np.zeros(count, bool)
 
     def collect(self):
         """One decision in every game; the rows that come of it go into the replay."""
@@ -229,7 +239,8 @@ class Training:
             score = min(result.win_rate() for result in results)
             self.latest = {result.opponent: f"{result.win_rate():.0%}" for result in results}
         else:
-            score = evaluate_return(self.agent, make_environment(self.config, None))
+            episodes = make_environment(self.config, self.config.evaluation_games, None)
+            score = evaluate_return(self.agent, episodes, self.agent.gradient_steps)
             metrics = {"evaluation/return": score}
             self.latest = {"return": f"{score:.1f}"}
         self.metrics.add(metrics)
@@ -294,12 +305,12 @@ class Training:
             if self.pool:
                 self.pool.restore_state(state["pool"])
             self.metrics.rows = state["rows"]
-            self.environment_steps = state["environment_steps"]
+            self.environment_steps = self.games.steps = state["environment_steps"]
             self.minutes_before, self.best = state["minutes"], state["best"]
             self.random.bit_generator.state = state["warmup"]
             restore_random_state(state["random"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path} does not fit this run: {error}") from None
+            raise UserError(f"{path} does not fit this run: {one_line(error)}") from None
         print(f"resumed from {path} at {self.agent.gradient_steps} gradient steps")
 
     def describe(self):

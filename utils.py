@@ -4,6 +4,7 @@ The mathematics are pure functions of tensors. Whatever a user can get wrong (co
 checkpoints) ends in a `UserError` whose message is one sentence; `main.py` prints just that.
 """
 
+import contextlib
 import difflib
 import json
 import os
@@ -16,6 +17,7 @@ import pandas
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
 from yaml import YAMLError
 
 
@@ -87,7 +89,7 @@ def wilson_interval(share, games):
 SHARE, COUNT, POSITIVE = (float, 0, 1), (int, 1, None), (float, 1e-12, None)
 NUMBER, FROM_ZERO = (float, 0, None), (int, 0, None)
 
-SCHEMA = {  # key: kind, or (int or float, smallest, largest), or the allowed words
+SCHEMA = {  # key: kind, (int or float, smallest, largest), {allowed words}, or [rule of items]
     "run": str,
     "seed": (int, 0, 2**31 - 1),
     "device": str,
@@ -119,7 +121,7 @@ SCHEMA = {  # key: kind, or (int or float, smallest, largest), or the allowed wo
     "opponents.strong": SHARE,
     "opponents.random": SHARE,
     "opponents.snapshots": SHARE,
-    "opponents.files": list,
+    "opponents.files": [str],
     "opponents.files_share": SHARE,
     "opponents.snapshot_every": COUNT,
     "opponents.snapshots_kept": COUNT,
@@ -132,6 +134,7 @@ SCHEMA = {  # key: kind, or (int or float, smallest, largest), or the allowed wo
     "dreamer.norm": {"LayerNorm", "RMSNorm", "none"},
     "dreamer.activation": {"SiLU", "ELU", "Tanh"},
     "dreamer.recurrent_size": COUNT,
+    "dreamer.observation_scale": [POSITIVE],
     "dreamer.observation_in_state": bool,
     "dreamer.latent": {"categorical", "gaussian"},
     "dreamer.latent_groups": COUNT,
@@ -146,6 +149,7 @@ SCHEMA = {  # key: kind, or (int or float, smallest, largest), or the allowed wo
     "dreamer.beta_representation": NUMBER,
     "dreamer.world_model_head_start": FROM_ZERO,
     "dreamer.imagination_starts": FROM_ZERO,
+    "dreamer.imagination_precision": {"auto", "float32", "bfloat16"},
     "dreamer.horizon": (int, 1, 1000),
     "dreamer.discount": SHARE,
     "dreamer.return_lambda": SHARE,
@@ -202,6 +206,7 @@ def check_config(config, source):
     except OmegaConfBaseException as error:
         raise UserError(f"{source}: {one_line(error)}") from None
     flat = dict(flatten(plain))
+    check_value(f"{source}: environment", flat.get("environment", "hockey"), str)
     wanted = set(SCHEMA)
     if flat.get("environment", "hockey") != "hockey":
         wanted = {key for key in wanted if not key.startswith(ONLY_HOCKEY)}
@@ -227,13 +232,17 @@ def check_value(where, value, rule):
         if value not in [*rule]:
             raise UserError(f"{where} must be one of {', '.join(sorted(rule))}, not '{value}'.")
         return
+    if isinstance(rule, list):
+        if not isinstance(value, list):
+            raise UserError(f"{where} must be a list, not '{value}'.")
+        for item in value:
+            check_value(f"{where} (in the list)", item, rule[0])
+        return
     kind, low, high = rule if isinstance(rule, tuple) else (rule, None, None)
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     fits = isinstance(value, (int, float) if kind is float else kind)
     if not fits or (kind is not bool and isinstance(value, bool)):
-        raise UserError(f"{where} must be {words.get(kind, 'a list')}, not '{value}'.")
-    if kind is list and not all(isinstance(item, str) for item in value):
-        raise UserError(f"{where} must be a list of paths, not '{value}'.")
+        raise UserError(f"{where} must be {words[kind]}, not '{value}'.")
     below = low is not None and not value >= low  # also true for NaN
     if below or (high is not None and not value <= high) or value in (np.inf, -np.inf):
         bounds = f"at least {low}" if high is None else f"from {low} to {high}"
@@ -304,6 +313,13 @@ def pick_device(name):
         raise UserError(f"device: {name} can't be used here: {reason}") from None
 
 
+def multiplies_bfloat16(device):
+    """Whether this device has instructions for bfloat16 matrix products, twice as fast or more."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
 class Every:
     """`should_save = Every(1000)`: `should_save(step)` is true once per 1000 steps passed."""
 
@@ -332,9 +348,13 @@ def write_atomically(path, write):
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"Could not write {path}: {one_line(error)}") from None
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        # torch reports a full disk as RuntimeError, safetensors with an error of its own
+        if isinstance(error, (OSError, RuntimeError, SafetensorError)):
+            raise UserError(f"Could not write {path}: {one_line(error)}") from None
+        raise
 
 
 def check_writable(folder):

@@ -31,6 +31,8 @@ SMALL = {
     "dreamer.latent_classes": 4,
     "dreamer.horizon": 4,
     "dreamer.world_model_head_start": 0,
+    "dreamer.observation_scale": [],
+    "dreamer.imagination_precision": "float32",
 }
 
 

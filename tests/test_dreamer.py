@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from buffer import ReplayBuffer
 from dreamer import Dreamer
 from networks import LatentHead
-from utils import UserError, load_tensors
+from utils import UserError, load_tensors, symlog
 
 WORLD_MODEL = {"encoder", "recurrent", "posterior", "prior", "decoder", "reward", "continues"}
 BEHAVIOR = {"actor", "critic", "slow_critic"}
@@ -247,6 +247,23 @@ def test_observations_that_do_not_fit_are_refused(make_agent, shape):
         agent.act(np.zeros(shape, np.float32))
 
 
+def test_observations_are_squashed_by_their_scale_or_symlog(make_agent):
+    scale = [0.5 + number for number in range(18)]
+    rows = 3 * observations(5)
+
+    def act(rows, **settings):
+        return make_agent(**settings).act(rows, deterministic=True)
+
+    units = act(rows, observation_scale=[1] * 18)
+    assert np.allclose(act(rows * np.array(scale), observation_scale=scale), units, atol=1e-5)
+    squashed = symlog(torch.from_numpy(rows)).numpy()
+    expected = act(squashed, observation_scale=[1] * 18)
+    assert np.allclose(act(rows, observation_scale=[]), expected, atol=1e-5)
+    assert not np.allclose(expected, units, atol=1e-5)
+    with pytest.raises(UserError, match="observation_scale"):
+        make_agent(observation_scale=[1, 2])
+
+
 # ---------------------------------------------------------------------------- imagination
 
 
@@ -416,6 +433,21 @@ def test_training_goes_on_bit_for_bit(make_agent, tmp_path, actor_gradient):
     assert not same(agent.state(), other.state())
 
 
+@GRADIENTS
+def test_imagination_in_bfloat16_is_nearly_that_in_float32(make_agent, actor_gradient):
+    returns = []
+    for precision in ("float32", "bfloat16"):
+        agent = make_agent(imagination_precision=precision, actor_gradient=actor_gradient)
+        for seed in range(3):
+            torch.manual_seed(seed)
+            metrics = agent.train_step(make_batch(seed=seed))
+        assert all(math.isfinite(value) for value in metrics.values())
+        kinds = {part.dtype for part in agent.networks["actor"].parameters()}
+        assert kinds == {torch.float32}
+        returns.append(metrics["behavior/entropy"].item())
+    assert returns[0] == pytest.approx(returns[1], rel=0.02)
+
+
 def test_a_state_is_a_copy_of_its_moment(make_agent):
     agent = make_agent()
     agent.train_step(make_batch())
@@ -473,7 +505,8 @@ QUICK = {
 @CARRIED
 def test_the_critic_finds_the_value_of_a_chain(make_agent, observation_in_state):
     """A -> B -> C, where 2 is paid and the game ends: v(A) = 2 gamma, v(B) = 2."""
-    agent = make_agent(sizes=(2, 1), observation_in_state=observation_in_state, **QUICK)
+    settings = QUICK | {"horizon": 1}  # so that v(A) has to come from v(B)
+    agent = make_agent(sizes=(2, 1), observation_in_state=observation_in_state, **settings)
     replay = ReplayBuffer(600, 4, 2, 1)
     chain = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
     for time in range(150):

@@ -40,6 +40,7 @@ TINY = {
     "dreamer.bins": 15,
     "dreamer.horizon": 3,
     "dreamer.world_model_head_start": 2,
+    "dreamer.imagination_precision": "float32",
 }
 HOCKEY = {"hockey.frame_skip": 4, "opponents.snapshot_every": 3}
 PIECES = [Path("checkpoints/tiny"), Path("metrics/tiny.csv"), Path("plots/tiny.html")]
@@ -56,6 +57,11 @@ def train(**overrides):
     """A run in the current folder -> its CSV."""
     assert main.main(command(**overrides)) == 0
     return pandas.read_csv(f"metrics/{overrides.get('run', 'tiny')}.csv")
+
+
+def built(**overrides):
+    """The `Training` of a tiny hockey run, not yet run."""
+    return main.Training(load_config("hockey.yml", command(**overrides)[2:]))
 
 
 def refused(capsys, **overrides):
@@ -166,6 +172,19 @@ def test_the_replay_holds_rows_as_the_convention_says(tmp_path):
     assert np.allclose(ours[..., 0], -theirs[..., 6], atol=1e-5)
 
 
+def test_the_agent_forgets_each_game_at_its_end():
+    training = built(warmup_rows=1)
+    forgotten = 0
+    for _ in range(140):
+        starts_anew = training.done.copy()
+        training.collect()
+        if training.agent.memory is not None:
+            used = training.agent.memory[0].any(-1).numpy()
+            assert np.array_equal(used, ~starts_anew)
+            forgotten += starts_anew.sum()
+    assert forgotten >= 8
+
+
 @pytest.mark.filterwarnings("ignore:.*precision lowered")
 def test_pendulum_trains(capsys):
     table = train(config="pendulum.yml", run="tiny")
@@ -232,9 +251,16 @@ def test_resume_goes_on_with_everything(copied, capsys):
     assert {"snapshot_0000003.safetensors", "snapshot_0000009.safetensors"} <= names
 
 
+def test_resume_goes_on_with_the_random_numbers(copied):
+    stored = load_tensors("checkpoints/tiny/state.pt")
+    training = built(resume="true")
+    assert torch.equal(torch.get_rng_state(), stored["random"]["torch"])
+    assert training.random.bit_generator.state == stored["warmup"]
+    assert training.pool.state()["generator"] != built(run="new").pool.state()["generator"]
+
+
 def test_resume_goes_on_with_the_annealing(copied):
-    overrides = ["resume=true", "hockey.reward=pbrs", "hockey.anneal=10000"]
-    training = main.Training(load_config("hockey.yml", command()[2:] + overrides))
+    training = built(resume="true", hockey__reward="pbrs", hockey__anneal=10000)
     assert training.games.steps == training.environment_steps > 0
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from plots import AXES, extremes, focus, wilson, write_page
+from plots import AXES, extremes, focus, write_page
+from utils import wilson_interval
 
 METRICS = (
     "world_model/loss world_model/kl_dynamics world_model/free_nats behavior/std train/wins "
@@ -102,5 +103,5 @@ def test_focus_hides_old_outliers_but_not_a_fresh_blow_up():
 
 
 def test_wilson_interval():
-    assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    assert wilson(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert wilson_interval(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert wilson_interval(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)

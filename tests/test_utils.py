@@ -185,6 +185,8 @@ def wrong_values(rule):
     """Values that no key with this rule of SCHEMA may have."""
     if isinstance(rule, set):
         return ["quick", 7, None, True, ["none"]]
+    if isinstance(rule, list):
+        return ["weak", 3, None, True, *([wrong] for wrong in wrong_values(rule[0]))]
     if isinstance(rule, tuple):
         kind, low, high = rule
         wrong = ["fast", None, True, [1], math.nan, math.inf, -math.inf]
@@ -194,7 +196,6 @@ def wrong_values(rule):
     return {
         str: [3, None, True, ["a"]],
         bool: ["maybe", 1, 0.0, None],
-        list: ["weak", 3, None, [3], [["a"]]],
     }[rule]
 
 
