@@ -33,7 +33,7 @@ def mlp(input_size, output_size, config, output_scale=1.0):
 
 
 class RecurrentModel(nn.Module):
-    """h_t = f(h_{t-1}, x), x = (z_{t-1}, a_{t-1}, ...): a GRU, its gates in one normalised layer."""
+    """h_t = f(h_{t-1}, x), x = (z_{t-1}, a_{t-1}, ...): a GRU with normalised gates."""
 
     def __init__(self, input_size, config):
         super().__init__()
