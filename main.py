@@ -74,7 +74,7 @@ class Training:
         self.device = pick_device(config.device)
         self.folder = Path("checkpoints") / config.run
         self.csv, self.page = Path(f"metrics/{config.run}.csv"), Path(f"plots/{config.run}.html")
-        is_new = self.claim_name()
+        is_new = self.check_name()
 
         self.is_hockey = config.environment == "hockey"
         self.pool = None
@@ -108,28 +108,33 @@ class Training:
         self.latest = {}  # win rates of the last evaluation
         self.should_stop = False
         self.track = open_tracker(config)
-        if not is_new:
+        if is_new:
+            self.clear()
+        else:
             self.restore()
         self.start_games()
 
-    def claim_name(self):
+    def check_name(self):
         """Whether the run starts from nothing. Raises `UserError` if its name is taken."""
         config, state = self.config, self.folder / "state.pt"
         for folder in (self.folder.parent, self.csv.parent, self.page.parent):
             check_writable(folder)
-        taken = [path for path in (self.folder, self.csv, self.page) if path.exists()]
         if config.resume and state.exists():
             return False
-        if taken and config.overwrite:
-            for path in taken:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        elif taken:
+        taken = [path for path in (self.folder, self.csv, self.page) if path.exists()]
+        if taken and not config.overwrite:
             go_on = "add resume=true to go on with it, " if state.exists() else "it can't go on: "
             raise UserError(
                 f"The run '{config.run}' exists ({taken[0]}): {go_on}"
                 "overwrite=true deletes it, run=another_name leaves it alone."
             )
         return True
+
+    def clear(self):
+        """Deletes an earlier run of this name, now that the new one is known to start."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for path in (self.csv, self.page):
+            path.unlink(missing_ok=True)
 
     def run(self):
         """Collect -> train -> evaluate -> save, until the gradient steps are done or a signal."""
