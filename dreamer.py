@@ -252,13 +252,13 @@ class Dreamer:
                 if self.carried:
                     o = self.decode(h, z, o)
                 features.append(torch.cat([h, z, o], -1))
-        features = torch.stack(features)  # (H+1, N, F)
         with torch.set_grad_enabled(through_dynamics):
-            rewards = self.reward.mean(self.reward(features[1:]))  # (H, N)
-            continues = torch.sigmoid(self.continues(features[1:]).squeeze(-1))  # (H, N)
+            arrived = torch.stack(features[1:])  # (H, N, F), the states 1..H
+            rewards = self.reward.mean(self.reward(arrived))  # (H, N)
+            continues = torch.sigmoid(self.continues(arrived).squeeze(-1))  # (H, N)
             discounts = settings.discount * continues
-            values = self.slow_critic.mean(self.slow_critic(features))  # (H+1, N)
-            returns = lambda_returns(rewards, discounts, values[1:], settings.return_lambda)
+            values = self.slow_critic.mean(self.slow_critic(arrived))  # (H, N)
+            returns = lambda_returns(rewards, discounts, values, settings.return_lambda)
         update_return_scale(self.return_scale, returns, settings.return_scale_decay)
         scale = self.return_scale.clamp(min=1.0)
         weights = torch.cat([alive.unsqueeze(0), discounts[:-1].detach()]).cumprod(0)  # (H, N)
@@ -267,7 +267,9 @@ class Dreamer:
         if through_dynamics:
             objective = returns / scale
         else:
-            advantage = (returns - values[:-1]) / scale
+            first_value = self.slow_critic.mean(self.slow_critic(features[0])).detach()
+            baseline = torch.cat([first_value.unsqueeze(0), values[:-1]])  # (H, N), states 0..H-1
+            advantage = (returns - baseline) / scale
             pairs = zip(policies, samples, strict=True)
             log_probability = torch.stack([p.log_prob(a.detach()) for p, a in pairs])
             objective = log_probability * advantage
@@ -282,7 +284,8 @@ class Dreamer:
             "behavior/value": values.detach().mean(),
             "behavior/return_scale": self.return_scale.clone(),
         }
-        return metrics | self.train_critic(features[:-1].detach(), returns.detach(), weights)
+        departed = torch.stack(features[:-1]).detach()  # (H, N, F), the states 0..H-1
+        return metrics | self.train_critic(departed, returns.detach(), weights)
 
     def train_critic(self, features, returns, weights):
         """One step of the critic towards the returns (H, N), and of the slow critic behind it."""

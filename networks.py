@@ -55,7 +55,7 @@ class RecurrentModel(nn.Module):
 class LatentHead(nn.Module):
     """The distribution of the latent z: the prior given h, or the posterior given h and evidence.
 
-    What it predicts ("statistics") is one tensor: (..., G, C) log-probabilities of G categorical
+    What it predicts ("statistics") is one tensor: (..., G, C) probabilities of G categorical
     variables, or (..., 2, G*C) mean and standard deviation. A sample is flat: (..., G*C).
     """
 
@@ -76,8 +76,7 @@ class LatentHead(nn.Module):
         hidden = self.rest(hidden if evidence is None else hidden + evidence)
         if self.categorical:
             logits = hidden.unflatten(-1, (self.groups, self.classes))
-            probabilities = F.softmax(logits, -1)
-            return torch.log((1 - self.unimix) * probabilities + self.unimix / self.classes)
+            return (1 - self.unimix) * F.softmax(logits, -1) + self.unimix / self.classes
         mean, std = hidden.unflatten(-1, (2, self.size)).unbind(-2)
         return torch.stack([mean, F.softplus(std) + 0.1], -2)
 
@@ -86,17 +85,18 @@ class LatentHead(nn.Module):
         if not self.categorical:
             mean, std = statistics.unbind(-2)
             return mean if deterministic else mean + std * torch.randn_like(std)
-        probabilities = statistics.exp()
-        # argmax p/e with e ~ Exponential(1) is a draw from p: the Gumbel-max trick
-        noise = 1 if deterministic else torch.empty_like(probabilities).exponential_()
-        index = (probabilities / noise).argmax(-1, keepdim=True)
-        one_hot = torch.zeros_like(probabilities).scatter_(-1, index, 1.0)
-        return (one_hot + probabilities - probabilities.detach()).flatten(-2)
+        if deterministic:
+            index = statistics.argmax(-1, keepdim=True)
+        else:  # one uniform number per variable, looked up in the cumulative distribution
+            cumulative = statistics.detach().cumsum(-1)[..., :-1]
+            index = (torch.rand_like(statistics[..., :1]) > cumulative).sum(-1, keepdim=True)
+        one_hot = torch.zeros_like(statistics).scatter_(-1, index, 1.0)
+        return (one_hot + statistics - statistics.detach()).flatten(-2)
 
     def divergence(self, left, right):
         """KL[left, right] of two statistics, in nats, summed over the variables -> (...)."""
         if self.categorical:
-            return (left.exp() * (left - right)).sum((-2, -1))
+            return (torch.xlogy(left, left) - torch.xlogy(left, right)).sum((-2, -1))
         left, right = (Independent(Normal(*x.unbind(-2)), 1) for x in (left, right))
         return kl_divergence(left, right)
 

@@ -29,7 +29,7 @@ def statistics(head, *shape):
 def reference(head, values):
     """The torch distribution with these statistics."""
     if head.categorical:
-        return Independent(OneHotCategorical(logits=values), 1)
+        return Independent(OneHotCategorical(probs=values), 1)
     return Independent(Normal(*values.unbind(-2)), 1)
 
 
@@ -44,9 +44,9 @@ def test_divergence_is_that_of_torch(small_config, latent):
 
 
 @pytest.mark.parametrize("unimix", [0.0, 0.01, 0.5, 1.0])
-def test_categorical_statistics_are_log_probabilities_with_a_floor(small_config, unimix):
+def test_categorical_statistics_are_probabilities_with_a_floor(small_config, unimix):
     head = latent_head(small_config, "categorical", dreamer__unimix=unimix)
-    probabilities = statistics(head, 200).exp()
+    probabilities = statistics(head, 200)
     assert probabilities.shape == (200, 4, 4)
     assert torch.allclose(probabilities.sum(-1), torch.ones(200, 4), atol=1e-5)
     assert probabilities.min() >= unimix / 4 - 1e-6
@@ -66,7 +66,7 @@ def test_categorical_samples_are_one_hot_and_as_frequent_as_probable(small_confi
     samples = head.sample(values.expand(20000, 4, 4)).unflatten(-1, (4, 4))
     assert torch.allclose(samples.max(-1).values, torch.ones(20000, 4), atol=1e-5)
     assert torch.allclose(samples.sum(-1), torch.ones(20000, 4), atol=1e-5)
-    probabilities = values[0].exp()
+    probabilities = values[0]
     error = (probabilities * (1 - probabilities) / 20000).sqrt()
     assert ((samples.mean(0) - probabilities).abs() <= 5 * error + 1e-4).all()
     mode = head.sample(values, deterministic=True).unflatten(-1, (4, 4))
@@ -87,7 +87,7 @@ def test_the_straight_through_gradient_is_that_of_the_probabilities(small_config
     head = latent_head(small_config, "categorical")
     logits = torch.randn(6, 4, 4, requires_grad=True)
     weight = torch.randn(6, 16)
-    (sampled,) = torch.autograd.grad((weight * head.sample(logits.log_softmax(-1))).sum(), logits)
+    (sampled,) = torch.autograd.grad((weight * head.sample(logits.softmax(-1))).sum(), logits)
     expected = (weight * logits.softmax(-1).flatten(-2)).sum()
     (expected,) = torch.autograd.grad(expected, logits)
     assert torch.allclose(sampled, expected, atol=1e-6) and expected.abs().max() > 0.01
