@@ -1,0 +1,171 @@
+"""Measures a gradient step and its parts: seconds, operations, and the share of the machine's rate.
+
+    python benchmarks/train_step.py [--config benchmark.yml] [--compare other.yml] [key=value ...]
+
+Seconds are medians over the repeats; with `--compare` both agents step in turns, so that a busy
+machine slows both. Operations are those of matrix products, by PyTorch's own counter.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from buffer import ReplayBuffer  # noqa: E402
+from dreamer import Dreamer  # noqa: E402
+from utils import UserError, load_config, pick_device, seed_everything  # noqa: E402
+
+PARTS = ("sample", "world model", "imagination", "behavior", "optimizers", "whole step")
+
+
+def wait(device):
+    """Lets the device finish what it was told to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def matrix_rate(device, dtype, size=2048, repeats=7):
+    """The machine's matrix-product rate in GFLOP/s: the median of a size^3 product."""
+    left, right = torch.randn(2, size, size, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(repeats):
+        wait(device)
+        start = time.perf_counter()
+        left @ right
+        wait(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(seconds) / 1e9
+
+
+class Subject:
+    """An agent with a replay of noise, and stop-watches at the seams of its step."""
+
+    def __init__(self, config, device):
+        self.config, self.device = config, device
+        rings = 2 * config.environments
+        self.agent = Dreamer(config, 18, 4, device)
+        self.agent.gradient_steps = config.dreamer.world_model_head_start
+        self.replay = ReplayBuffer(500 * rings, rings, 18, 4, device)
+        for time_step in range(500):
+            is_first = torch.full((rings,), float(time_step % 50 == 0))
+            actions = 2 * torch.rand(rings, 4) - 1
+            ends = torch.zeros(rings)
+            self.replay.add(torch.randn(rings, 18), actions, torch.randn(rings), is_first, ends)
+        self.seconds = {part: [] for part in PARTS}
+        self.current = dict.fromkeys(PARTS, 0.0)
+        self.watch()
+
+    def now(self):
+        """The time when the device has finished its work so far, in seconds."""
+        wait(self.device)
+        return time.perf_counter()
+
+    def watch(self):
+        """Puts stop-watches around the agent's methods; nothing in the agent knows of them."""
+        agent = self.agent
+        world_model, behavior = agent.train_world_model, agent.train_behavior
+
+        def timed(part, function):
+            def run(*arguments):
+                start, inner = self.now(), self.current["optimizers"]
+                result = function(*arguments)
+                inner = self.current["optimizers"] - inner
+                self.current[part] += self.now() - start - inner
+                return result
+
+            return run
+
+        def imagination_ends(module, inputs):
+            if self.behavior_start:
+                self.current["imagination"] += self.now() - self.behavior_start
+                self.behavior_start = 0.0
+
+        def train_behavior(*arguments):
+            self.behavior_start = self.now()
+            return behavior(*arguments)
+
+        self.behavior_start = 0.0
+        agent.reward.register_forward_pre_hook(imagination_ends)
+        agent.train_world_model = timed("world model", world_model)
+        agent.train_behavior = timed("behavior", train_behavior)
+        for optimizer in agent.optimizers.values():
+            optimizer.step = timed("optimizers", optimizer.step)
+
+    def step(self):
+        """One gradient step, its parts noted."""
+        self.current = dict.fromkeys(PARTS, 0.0)
+        sizes = self.config.replay
+        start = self.now()
+        batch = self.replay.sample(sizes.batch_size, sizes.batch_length)
+        self.current["sample"] = self.now() - start
+        self.agent.train_step(batch)
+        self.current["whole step"] = self.now() - start
+        self.current["behavior"] -= self.current["imagination"]
+        for part in PARTS:
+            self.seconds[part].append(self.current[part])
+
+    def operations(self):
+        """Floating-point operations of one step, in GFLOP."""
+        counter = FlopCounterMode(display=False)
+        with counter:
+            self.step()
+        for part in PARTS:
+            self.seconds[part].pop()
+        return counter.get_total_flops() / 1e9
+
+
+def report(name, subject, gigaflop, rate):
+    """Prints one subject's medians."""
+    print(f"\n{name}")
+    medians = {part: statistics.median(times) for part, times in subject.seconds.items()}
+    for part, seconds in medians.items():
+        print(f"  {part:12} {1000 * seconds:8.1f} ms")
+    reached = gigaflop / medians["whole step"]
+    print(f"  {gigaflop:.1f} GFLOP a step, {reached:.0f} GFLOP/s, {reached / rate:.0%} of the rate")
+    print(f"  {1 / medians['whole step']:.2f} steps/s")
+    return medians["whole step"]
+
+
+def main():
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="benchmark.yml")
+    parser.add_argument("--compare", help="a second config, measured in turns with the first")
+    parser.add_argument("--steps", type=int, default=20, help="measured steps")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for both configs")
+    options = parser.parse_args()
+    try:
+        names = [name for name in (options.config, options.compare) if name]
+        configs = [load_config(name, options.overrides) for name in names]
+        device = pick_device(configs[0].device)
+        torch.set_num_threads(configs[0].threads or torch.get_num_threads())
+        seed_everything(0)
+        subjects = [Subject(config, device) for config in configs]
+    except UserError as error:
+        print(f"train_step.py: {error}", file=sys.stderr)
+        return 2
+    rates = {dtype: matrix_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print("matrix products: " + ", ".join(f"{k} {v:.0f} GFLOP/s" for k, v in rates.items()))
+    for turn in range(options.steps + 3):
+        for subject in subjects:
+            if turn == 3:  # the first steps warm up
+                subject.seconds = {part: [] for part in PARTS}
+            subject.step()
+    totals = []
+    for name, subject in zip(names, subjects, strict=True):
+        precision = "bfloat16" if subject.agent.imagines_in_bfloat16 else "float32"
+        gigaflop, rate = subject.operations(), rates[torch.float32]
+        totals.append(report(f"{name}, imagination in {precision}", subject, gigaflop, rate))
+    if len(totals) == 2:
+        print(f"\n{names[0]} takes {totals[0] / totals[1]:.2f} times as long as {names[1]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
