@@ -56,9 +56,8 @@ class Dreamer:
         self.prior = LatentHead(settings)
         if settings.observation_scale and len(settings.observation_scale) != observation_size:
             raise UserError(f"dreamer.observation_scale needs {observation_size} numbers, or none.")
-        self.scale = torch.tensor(list(settings.observation_scale), dtype=torch.float32).to(
-            self.device
-        )
+        scale = torch.tensor(list(settings.observation_scale), dtype=torch.float32)
+        self.scale = scale.to(self.device)
         self.carried = observation_size if settings.observation_in_state else 0
         feature_size = settings.recurrent_size + self.prior.size + self.carried
         self.networks = {
@@ -153,7 +152,7 @@ class Dreamer:
         starts = [part.flatten(0, 1) for part in (*state, 1 - batch["is_terminal"])]  # (B*T, .)
         count = self.settings.imagination_starts
         if 0 < count < len(starts[0]):
-            chosen = torch.randperm(len(starts[0]), device=self.device)[:count]
+            chosen = torch.randint(len(starts[0]), (count,), device=self.device)
             starts = [part[chosen] for part in starts]  # (N, ...)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.imagines_in_bfloat16):
             return metrics | self.train_behavior(*starts)
@@ -240,8 +239,7 @@ class Dreamer:
             v_0                       v_1                   v_H
             R_0 = r_1 + gamma c_1 [(1-lambda) v_1 + lambda R_1]    weight of step 1: gamma c_1
         """
-        settings = self.settings
-        through_dynamics = settings.actor_gradient == "dynamics"
+        settings, through_dynamics = self.settings, self.settings.actor_gradient == "dynamics"
         features, policies, samples = [torch.cat([h, z, o], -1)], [], []
         for _ in range(settings.horizon):
             policies.append(self.actor(features[-1]))
@@ -253,26 +251,21 @@ class Dreamer:
                     o = self.decode(h, z, o)
                 features.append(torch.cat([h, z, o], -1))
         with torch.set_grad_enabled(through_dynamics):
-            arrived = torch.stack(features[1:])  # (H, N, F), the states 1..H
-            rewards = self.reward.mean(self.reward(arrived))  # (H, N)
-            continues = torch.sigmoid(self.continues(arrived).squeeze(-1))  # (H, N)
+            states = torch.stack(features)  # (H+1, N, F)
+            rewards = self.reward.mean(self.reward(states))[1:]  # (H, N), on arrival
+            continues = torch.sigmoid(self.continues(states).squeeze(-1))[1:]  # (H, N)
+            values = self.slow_critic.mean(self.slow_critic(states))  # (H+1, N)
             discounts = settings.discount * continues
-            values = self.slow_critic.mean(self.slow_critic(arrived))  # (H, N)
-            returns = lambda_returns(rewards, discounts, values, settings.return_lambda)
-        update_return_scale(self.return_scale, returns, settings.return_scale_decay)
-        scale = self.return_scale.clamp(min=1.0)
+            returns = lambda_returns(rewards, discounts, values[1:], settings.return_lambda)
+        scale = update_return_scale(self.return_scale, returns, settings.return_scale_decay)
         weights = torch.cat([alive.unsqueeze(0), discounts[:-1].detach()]).cumprod(0)  # (H, N)
 
         entropy = torch.stack([policy.entropy() for policy in policies])  # (H, N)
-        if through_dynamics:
-            objective = returns / scale
-        else:
-            first_value = self.slow_critic.mean(self.slow_critic(features[0])).detach()
-            baseline = torch.cat([first_value.unsqueeze(0), values[:-1]])  # (H, N), states 0..H-1
-            advantage = (returns - baseline) / scale
+        objective = returns / scale
+        if not through_dynamics:
             pairs = zip(policies, samples, strict=True)
             log_probability = torch.stack([p.log_prob(a.detach()) for p, a in pairs])
-            objective = log_probability * advantage
+            objective = log_probability * (returns - values[:-1]) / scale
         assert objective.shape == entropy.shape == weights.shape, objective.shape  # (H, N)
         actor_loss = -(weights * (objective + settings.entropy * entropy)).mean()
         metrics = {
@@ -281,11 +274,9 @@ class Dreamer:
             "behavior/entropy": entropy.detach().mean(),
             "behavior/std": torch.stack([p.base_dist.scale for p in policies]).detach().mean(),
             "behavior/return": returns.detach().mean(),
-            "behavior/value": values.detach().mean(),
             "behavior/return_scale": self.return_scale.clone(),
         }
-        departed = torch.stack(features[:-1]).detach()  # (H, N, F), the states 0..H-1
-        return metrics | self.train_critic(departed, returns.detach(), weights)
+        return metrics | self.train_critic(states[:-1].detach(), returns.detach(), weights)
 
     def train_critic(self, features, returns, weights):
         """One step of the critic towards the returns (H, N), and of the slow critic behind it."""

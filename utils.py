@@ -70,9 +70,12 @@ def lambda_returns(rewards, discounts, values, return_lambda):
 
 
 def update_return_scale(scale, returns, decay):
-    """Moves the running `scale` in place towards the 5%-95% range of `returns` (Actor learning)."""
+    """Moves `scale` in place towards the 5%-95% range of `returns` -> what to divide returns by.
+
+    DreamerV3, Actor learning: small returns are not blown up, so the divisor is at least one.
+    """
     low, high = torch.quantile(returns.detach().flatten(), returns.new_tensor([0.05, 0.95]))
-    scale.mul_(decay).add_((1 - decay) * (high - low))
+    return scale.mul_(decay).add_((1 - decay) * (high - low)).clamp(min=1.0)
 
 
 def wilson_interval(share, games):
