@@ -103,6 +103,7 @@ class Training:
         self.metrics = Metrics(self.csv)
         self.environment_steps = 0
         self.started, self.minutes_before = time.time(), 0.0
+        self.page_written = 0.0
         self.random = np.random.default_rng(config.seed)  # of the warm-up actions
         self.best = -np.inf  # score of best.safetensors
         self.latest = {}  # win rates of the last evaluation
@@ -267,6 +268,13 @@ class Training:
         self.bar.set_description(self.config.run)
         rate = f"{row['speed/environment_steps_per_second']:.0f}/s"
         self.bar.set_postfix(environment=f"{self.environment_steps} ({rate})", **self.latest)
+        if time.time() - self.page_written > 60:  # it takes about a second
+            self.write_page()
+
+    def write_page(self):
+        """Draws the run's page anew."""
+        write_page(self.csv, self.page)
+        self.page_written = time.time()
 
     def minutes(self):
         """Minutes of training so far, over all resumes."""
@@ -298,7 +306,7 @@ class Training:
         write_atomically(self.folder / "state.pt", lambda file: torch.save(state, file))
         self.save_agent("latest")
         if self.metrics.rows:
-            write_page(self.csv, self.page)
+            self.write_page()
 
     def restore(self):
         """Goes on from what `save` wrote. Raises `UserError` if that does not fit."""
