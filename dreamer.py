@@ -29,6 +29,7 @@ from utils import (
     lambda_returns,
     multiplies_bfloat16,
     one_line,
+    shrink_to_median,
     symlog,
     to_json,
     update_return_scale,
@@ -244,6 +245,8 @@ class Dreamer:
         for _ in range(settings.horizon):
             policies.append(self.actor(features[-1]))
             samples.append(policies[-1].rsample())
+            if through_dynamics:  # a few chaotic trajectories would drown all others
+                samples[-1].register_hook(shrink_to_median)
             with torch.set_grad_enabled(through_dynamics):
                 h = self.recurrent(h, torch.cat([z, samples[-1].clamp(-1, 1), o], -1))
                 z = self.prior.sample(self.prior(h))

@@ -78,6 +78,12 @@ def update_return_scale(scale, returns, decay):
     return scale.mul_(decay).add_((1 - decay) * (high - low)).clamp(min=1.0)
 
 
+def shrink_to_median(gradient):
+    """Shrinks each row of a gradient (N, A) that is longer than the median row to its length."""
+    length = gradient.norm(dim=-1, keepdim=True)  # (N, 1)
+    return gradient * (length.median() / length.clamp(min=1e-20)).clamp(max=1.0)
+
+
 def wilson_interval(share, games):
     """The 95% Wilson interval (low, high), within 0..1, of a share of so many games."""
     z = 1.96
