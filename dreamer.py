@@ -232,7 +232,7 @@ class Dreamer:
     def train_behavior(self, h, z, o, alive):
         """One step of actor and critic, in imagination from posterior states -> metrics.
 
-        h (N, R), z (N, Z), o (N, carried); alive (N,) is 0 at a game's end, which counts not at all.
+        h (N, R), z (N, Z), o (N, carried); alive (N,) is 0 at a game's end: not counted.
 
             s_0 --actor--> a_0 --prior--> s_1 --actor--> a_1 ... s_H
                                       r_1, c_1              r_H, c_H
