@@ -177,7 +177,7 @@ def group_panels(frame: pd.DataFrame, group: str, metrics: dict[str, str]) -> li
 
 def sections(frame: pd.DataFrame) -> dict[str, list[dict]]:
     """Sort the metrics `group/name` into panels by group, what matters most first."""
-    groups = {"evaluation": {}}
+    groups = {group: {} for group in ("evaluation", "train", "world_model", "behavior")}
     for column in frame.columns.drop(list(AXES)):
         group, _, name = column.partition("/")
         groups.setdefault(group if name else "other", {})[name or column] = column
