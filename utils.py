@@ -79,9 +79,10 @@ def update_return_scale(scale, returns, decay):
 
 
 def shrink_to_median(gradient):
-    """Shrinks each row of a gradient (N, A) that is longer than the median row to its length."""
+    """Shrinks each row of a gradient (N, A) longer than the median row that is not zero to it."""
     length = gradient.norm(dim=-1, keepdim=True)  # (N, 1)
-    return gradient * (length.median() / length.clamp(min=1e-20)).clamp(max=1.0)
+    median = length.masked_fill(length == 0, torch.nan).nanmedian().nan_to_num(0.0)
+    return gradient * (median / length.clamp(min=1e-20)).clamp(max=1.0)
 
 
 def wilson_interval(share, games):

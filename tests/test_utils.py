@@ -28,6 +28,7 @@ from utils import (
     random_state,
     restore_random_state,
     seed_everything,
+    shrink_to_median,
     symexp,
     symlog,
     two_hot,
@@ -378,3 +379,11 @@ def test_a_metric_that_is_not_finite_stops_after_the_csv_is_written(tmp_path):
 
 def test_one_line():
     assert one_line(ValueError("a\n  b")) == "a b" and one_line(ValueError()) == "ValueError"
+
+
+def test_long_gradients_are_shrunk_to_the_median_of_those_that_are_not_zero():
+    gradient = torch.tensor([[0.0, 0.0]] * 5 + [[3.0, 4.0], [0.0, 1.0], [600.0, 800.0]])
+    shrunk = shrink_to_median(gradient)
+    assert torch.allclose(shrunk.norm(dim=-1), torch.tensor([0.0] * 5 + [5.0, 1.0, 5.0]))
+    assert torch.allclose(shrunk[-1], torch.tensor([3.0, 4.0]))  # the direction stays
+    assert torch.equal(shrink_to_median(torch.zeros(3, 2)), torch.zeros(3, 2))
