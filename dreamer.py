@@ -5,8 +5,11 @@ own. Equations are those of DreamerV3 (Hafner et al., arXiv 2301.04104), cited b
 
     o  observation            h  recurrent state          R  lambda-return
     a  action                 z  latent, a sample         v  value
-    r  reward                 s = (h, z), a "feature"     gamma  discount per decision
+    r  reward                 s = (h, z, o), a "feature"  gamma  discount per decision
     c  continue (0: a goal ended the game)                lambda  mixes lengths of return
+
+The paper's state is (h, z). With `observation_in_state` it carries o as well, real or imagined,
+and the decoder predicts the change of o; without it, o in the code below has no columns.
 
 Sizes in shape comments: B windows of T rows, N imagined trajectories of H decisions, A action,
 F feature.
