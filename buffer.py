@@ -16,10 +16,16 @@ import torch
 class ReplayBuffer:
     """Rows of `rings` parallel streams in one preallocated float32 tensor (length, rings, row)."""
 
-    def __init__(self, rows, rings, observation_size, action_size, device="cpu", seed=0):
-        """Holds `rows` rows in all, on `device`. `seed` is that of the sampling."""
+    def __init__(
+        self, rows, rings, observation_size, action_size, device="cpu", seed=0, own_rings=None
+    ):
+        """Holds `rows` rows in all, on `device`. `seed` is that of the sampling.
+
+        The first `own_rings` (default: all) are the agent's own play, the others its opponents'.
+        """
         self.sizes = [observation_size, action_size, 1, 1, 1]
         self.length = max(1, rows // rings)
+        self.own_rings = rings if own_rings is None else own_rings
         self.rows = torch.zeros(self.length, rings, sum(self.sizes), device=device)
         self.head = 0
         self.filled = 0
@@ -64,6 +70,7 @@ class ReplayBuffer:
             "reward": reward.squeeze(-1),  # (B, T)
             "is_first": is_first.squeeze(-1),  # (B, T)
             "is_terminal": is_terminal.squeeze(-1),  # (B, T)
+            "is_own": (rings < self.own_rings).float().expand_as(times).to(device),  # (B, T)
         }
 
     def state(self):

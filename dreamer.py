@@ -17,6 +17,7 @@ F feature.
 
 import copy
 import json
+from functools import partial
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from utils import (
     lambda_returns,
     multiplies_bfloat16,
     one_line,
-    shrink_to_median,
+    shrink_to_quantile,
     symlog,
     to_json,
     update_return_scale,
@@ -151,6 +152,7 @@ class Dreamer:
         """One gradient step on a batch (B, T) of the replay -> metrics as 0-d tensors."""
         *state, metrics = self.train_world_model(batch)
         self.gradient_steps += 1
+        self.decay_rates()
         if self.gradient_steps <= self.settings.world_model_head_start:
             return metrics
         starts = [part.flatten(0, 1) for part in (*state, 1 - batch["is_terminal"])]  # (B*T, .)
@@ -159,7 +161,17 @@ class Dreamer:
             chosen = torch.randint(len(starts[0]), (count,), device=self.device)
             starts = [part[chosen] for part in starts]  # (N, ...)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.imagines_in_bfloat16):
-            return metrics | self.train_behavior(*starts)
+            imagined, actor_metrics = self.train_actor(*starts)
+            replayed = self.replayed_returns(batch, torch.cat(state, -1))
+            return metrics | actor_metrics | self.train_critic(imagined, replayed)
+
+    def decay_rates(self):
+        """Learning rates fall linearly to `final_rate` of themselves at the run's last step."""
+        settings, progress = self.settings, self.gradient_steps / self.config.gradient_steps
+        share = 1 - (1 - settings.final_rate) * min(1.0, progress)
+        for part, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = settings[f"{part}_rate"] * share
 
     def train_world_model(self, batch):
         """One step of the world model -> posterior states (h, z, o) (B, T, .) and metrics.
@@ -232,8 +244,8 @@ class Dreamer:
         decoded = self.decoder(torch.cat([h, z, previous], -1))
         return previous + decoded if self.carried else decoded
 
-    def train_behavior(self, h, z, o, alive):
-        """One step of actor and critic, in imagination from posterior states -> metrics.
+    def train_actor(self, h, z, o, alive):
+        """One step of the actor, in imagination from posterior states.
 
         h (N, R), z (N, Z), o (N, carried); alive (N,) is 0 at a game's end: not counted.
 
@@ -241,14 +253,17 @@ class Dreamer:
                                       r_1, c_1              r_H, c_H
             v_0                       v_1                   v_H
             R_0 = r_1 + gamma c_1 [(1-lambda) v_1 + lambda R_1]    weight of step 1: gamma c_1
+
+        Returns (states (H, N, F), their lambda-returns (H, N), weights (H, N)), and metrics.
         """
         settings, through_dynamics = self.settings, self.settings.actor_gradient == "dynamics"
+        shrink = partial(shrink_to_quantile, share=settings.gradient_quantile)
         features, policies, samples = [torch.cat([h, z, o], -1)], [], []
         for _ in range(settings.horizon):
             policies.append(self.actor(features[-1]))
             samples.append(policies[-1].rsample())
             if through_dynamics:  # a few chaotic trajectories would drown all others
-                samples[-1].register_hook(shrink_to_median)
+                samples[-1].register_hook(shrink)
             with torch.set_grad_enabled(through_dynamics):
                 h = self.recurrent(h, torch.cat([z, samples[-1].clamp(-1, 1), o], -1))
                 z = self.prior.sample(self.prior(h))
@@ -257,8 +272,8 @@ class Dreamer:
                 features.append(torch.cat([h, z, o], -1))
         with torch.set_grad_enabled(through_dynamics):
             states = torch.stack(features)  # (H+1, N, F)
-            rewards = self.reward.mean(self.reward(states))[1:]  # (H, N), on arrival
-            continues = torch.sigmoid(self.continues(states).squeeze(-1))[1:]  # (H, N)
+            rewards = self.reward.mean(self.reward(states[1:]))  # (H, N), on arrival
+            continues = torch.sigmoid(self.continues(states[1:]).squeeze(-1))  # (H, N)
             values = self.slow_critic.mean(self.slow_critic(states))  # (H+1, N)
             discounts = settings.discount * continues
             returns = lambda_returns(rewards, discounts, values[1:], settings.return_lambda)
@@ -281,18 +296,48 @@ class Dreamer:
             "behavior/return": returns.detach().mean(),
             "behavior/return_scale": self.return_scale.clone(),
         }
-        return metrics | self.train_critic(states[:-1].detach(), returns.detach(), weights)
+        return (states[:-1].detach(), returns.detach(), weights), metrics
 
-    def train_critic(self, features, returns, weights):
-        """One step of the critic towards the returns (H, N), and of the slow critic behind it."""
-        loss = self.critic.loss(self.critic(features), returns)
-        assert loss.shape == weights.shape, loss.shape  # (H, N)
-        loss = (weights * loss).mean()
-        norm = self._optimize("critic", loss)
+    @torch.no_grad()
+    def replayed_returns(self, batch, features):
+        """Lambda-returns of what was really played, for the posterior states (B, T, F).
+
+        Row t's return starts with the reward of row t+1, so the last row has none, nor has an
+        episode's last one: a goal ends it, after the time limit only its value is known. Returns
+        (states, lambda-returns, weights) like `train_actor`, here with H = T-1 and N = B.
+        """
+        values = self.slow_critic.mean(self.slow_critic(features)).T  # (T, B)
+        names = ("reward", "is_first", "is_terminal")
+        reward, first, terminal = (batch[name].T[1:] for name in names)  # (T-1, B), on arrival
+        # before an episode's first row there is nothing to look forward to: R_t = v_t
+        rewards = torch.where(first > 0, values[:-1], reward)
+        discounts = self.settings.discount * (1 - terminal) * (1 - first)
+        returns = lambda_returns(rewards, discounts, values[1:], self.settings.return_lambda)
+        alive = 1 - batch["is_terminal"].T[:-1]
+        weights = batch["is_own"].T[:-1] * alive * (1 - first)
+        return features.transpose(0, 1)[:-1], returns, weights
+
+    def train_critic(self, imagined, replayed):
+        """One step of the critic towards the returns of imagined and of replayed states.
+
+        Both are (states (H, N, F), returns (H, N), weights (H, N)); the slow critic follows.
+        """
+        settings, total = self.settings, 0.0
+        shares = (settings.critic_imagination, settings.critic_replay)
+        for share, (features, returns, weights) in zip(shares, (imagined, replayed), strict=True):
+            if share > 0:
+                loss = self.critic.loss(self.critic(features), returns)
+                assert loss.shape == weights.shape, loss.shape  # (H, N)
+                total = total + share * (weights * loss).mean()
+        norm = self._optimize("critic", total)
         slow, fast = list(self.slow_critic.parameters()), list(self.critic.parameters())
         with torch.no_grad():
-            torch._foreach_lerp_(slow, fast, self.settings.slow_critic)
-        return {"behavior/critic_loss": loss.detach(), "behavior/critic_gradient_norm": norm}
+            torch._foreach_lerp_(slow, fast, settings.slow_critic)
+        return {
+            "behavior/critic_loss": total.detach(),
+            "behavior/critic_gradient_norm": norm,
+            "behavior/replayed_return": replayed[1].mean(),
+        }
 
     def _parameters(self, names):
         """The parameters of the networks of these names, as a list."""

@@ -90,7 +90,9 @@ class Training:
         self.views = 2 if self.is_hockey and config.hockey.both_views else 1
         rings = self.views * config.environments
         self.agent = Dreamer(config, *sizes, self.device)
-        self.replay = ReplayBuffer(config.replay.rows, rings, *sizes, self.device, config.seed)
+        self.replay = ReplayBuffer(
+            config.replay.rows, rings, *sizes, self.device, config.seed, config.environments
+        )
         if self.replay.length < config.replay.batch_length:
             raise UserError(
                 f"replay.rows: {config.replay.rows} rows in {rings} rings are fewer than one window"

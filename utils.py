@@ -74,15 +74,16 @@ def update_return_scale(scale, returns, decay):
 
     DreamerV3, Actor learning: small returns are not blown up, so the divisor is at least one.
     """
-    low, high = torch.quantile(returns.detach().flatten(), returns.new_tensor([0.05, 0.95]))
-    return scale.mul_(decay).add_((1 - decay) * (high - low)).clamp(min=1.0)
+    returns = returns.detach().flatten()
+    span = torch.quantile(returns, 0.95) - torch.quantile(returns, 0.05)
+    return scale.mul_(decay).add_((1 - decay) * span).clamp(min=1.0)
 
 
-def shrink_to_median(gradient):
-    """Shrinks each row of a gradient (N, A) longer than the median row that is not zero to it."""
-    length = gradient.norm(dim=-1, keepdim=True)  # (N, 1)
-    median = length.masked_fill(length == 0, torch.nan).nanmedian().nan_to_num(0.0)
-    return gradient * (median / length.clamp(min=1e-20)).clamp(max=1.0)
+def shrink_to_quantile(gradient, share):
+    """Shrinks the rows of a gradient (N, A) that are longer than this share of all rows."""
+    length = gradient.norm(dim=-1, keepdim=True).float()  # (N, 1)
+    shrink = torch.quantile(length, share, dim=0) / length.clamp(min=1e-20)
+    return gradient * shrink.clamp(max=1.0).to(gradient.dtype)
 
 
 def wilson_interval(share, games):
@@ -161,6 +162,7 @@ SCHEMA = {  # key: kind, (int or float, smallest, largest), {allowed words}, or 
     "dreamer.imagination_starts": FROM_ZERO,
     "dreamer.imagination_precision": {"auto", "float32", "bfloat16"},
     "dreamer.horizon": (int, 1, 1000),
+    "dreamer.gradient_quantile": SHARE,
     "dreamer.discount": SHARE,
     "dreamer.return_lambda": SHARE,
     "dreamer.actor_gradient": {"dynamics", "reinforce"},
@@ -169,6 +171,9 @@ SCHEMA = {  # key: kind, (int or float, smallest, largest), {allowed words}, or 
     "dreamer.std_max": POSITIVE,
     "dreamer.return_scale_decay": SHARE,
     "dreamer.slow_critic": SHARE,
+    "dreamer.critic_imagination": NUMBER,
+    "dreamer.critic_replay": NUMBER,
+    "dreamer.final_rate": SHARE,
     "dreamer.world_model_rate": POSITIVE,
     "dreamer.actor_rate": POSITIVE,
     "dreamer.critic_rate": POSITIVE,

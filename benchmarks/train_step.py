@@ -68,7 +68,9 @@ class Subject:
     def watch(self):
         """Puts stop-watches around the agent's methods; nothing in the agent knows of them."""
         agent = self.agent
-        world_model, behavior = agent.train_world_model, agent.train_behavior
+        world_model, actor, critic = (
+            getattr(agent, f"train_{part}") for part in ("world_model", "actor", "critic")
+        )
 
         def timed(part, function):
             def run(*arguments):
@@ -81,18 +83,19 @@ class Subject:
             return run
 
         def imagination_ends(module, inputs):
-            if self.behavior_start:
-                self.current["imagination"] += self.now() - self.behavior_start
-                self.behavior_start = 0.0
+            if self.imagination_start:
+                self.current["imagination"] += self.now() - self.imagination_start
+                self.imagination_start = 0.0
 
-        def train_behavior(*arguments):
-            self.behavior_start = self.now()
-            return behavior(*arguments)
+        def train_actor(*arguments):
+            self.imagination_start = self.now()
+            return actor(*arguments)
 
-        self.behavior_start = 0.0
+        self.imagination_start = 0.0
         agent.reward.register_forward_pre_hook(imagination_ends)
         agent.train_world_model = timed("world model", world_model)
-        agent.train_behavior = timed("behavior", train_behavior)
+        agent.train_actor = timed("behavior", train_actor)
+        agent.train_critic = timed("behavior", critic)
         for optimizer in agent.optimizers.values():
             optimizer.step = timed("optimizers", optimizer.step)
 

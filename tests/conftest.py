@@ -33,6 +33,13 @@ SMALL = {
     "dreamer.world_model_head_start": 0,
     "dreamer.observation_scale": [],
     "dreamer.imagination_precision": "float32",
+    "dreamer.critic_imagination": 1,
+    "dreamer.critic_replay": 0,
+    "dreamer.final_rate": 1,
+    "dreamer.entropy": 5e-4,
+    "dreamer.actor_rate": 1e-3,
+    "hockey.both_views": True,
+    "train_ratio": 32,
 }
 
 
@@ -59,6 +66,7 @@ def make_batch(batch_size=4, length=5, observation_size=18, action_size=4, seed=
         "reward": torch.randn(shape, generator=generator),
         "is_first": is_first,
         "is_terminal": (torch.rand(shape, generator=generator) < 0.2).float() * (1 - is_first),
+        "is_own": torch.ones(shape),
     }
 
 

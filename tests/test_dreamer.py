@@ -72,6 +72,12 @@ def same(left, right):
     return left == right
 
 
+def train_behavior(agent, *starts):
+    """Actor and critic, from imagination alone."""
+    imagined, metrics = agent.train_actor(*starts)
+    return metrics | agent.train_critic(imagined, imagined)
+
+
 def states_of(agent, batch):
     """The posterior states (B, T, .) of a batch, as `train_world_model` returns them."""
     *state, _ = agent.train_world_model(batch)
@@ -108,7 +114,7 @@ def test_each_step_moves_its_own_parameters_all_of_them_and_no_others(
     between = weights(agent)
     assert changed(before, between) == keys_of(before, WORLD_MODEL)
     assert all(not part.requires_grad for part in state)
-    metrics |= agent.train_behavior(*flat(state), 1 - batch["is_terminal"].flatten())
+    metrics |= train_behavior(agent, *flat(state), 1 - batch["is_terminal"].flatten())
     assert changed(between, weights(agent)) == keys_of(before, BEHAVIOR)
     assert all(value.ndim == 0 and not value.requires_grad for value in metrics.values())
     assert all(math.isfinite(value) for value in metrics.values())
@@ -124,7 +130,7 @@ def test_actor_and_critic_do_not_touch_each_other(make_agent, actor_gradient):
         state = states_of(agent, make_batch())
         state = states_of(agent, make_batch())  # by now the reward is not zero
         torch.manual_seed(1)
-        agent.train_behavior(*flat(state), torch.ones(20))
+        train_behavior(agent, *flat(state), torch.ones(20))
         after.append(weights(agent))
     usual, fast_critic, fast_actor = after
     assert changed(usual, fast_critic) <= keys_of(usual, {"critic", "slow_critic"})
@@ -136,7 +142,7 @@ def test_the_slow_critic_follows_by_its_share(make_agent):
     agent = make_agent(slow_critic=0.25)
     state = states_of(agent, make_batch())
     before = weights(agent)
-    agent.train_behavior(*flat(state), torch.ones(20))
+    train_behavior(agent, *flat(state), torch.ones(20))
     after = weights(agent)
     for key in keys_of(before, {"slow_critic"}):
         fast = after[key.replace("slow_critic", "critic")]
@@ -286,7 +292,7 @@ def test_states_at_the_end_of_a_game_count_for_nothing(make_agent, actor_gradien
         noise = noise * (1 - alive)[:, None]
         state = [part + noise * torch.randn_like(part).clamp(-1, 1) for part in state]
         torch.manual_seed(1)
-        metrics = agent.train_behavior(*state, alive)
+        metrics = train_behavior(agent, *state, alive)
         assert metrics["behavior/return_scale"] < 1  # so that it changes nothing
         after.append((weights(agent), metrics["behavior/return"]))
     (left, left_return), (right, right_return) = after
@@ -294,7 +300,7 @@ def test_states_at_the_end_of_a_game_count_for_nothing(make_agent, actor_gradien
     for key in keys_of(left, BEHAVIOR):
         assert torch.allclose(left[key], right[key], atol=1e-6), key
     agent, state = prepared(make_agent, actor_gradient=actor_gradient)
-    metrics = agent.train_behavior(*state, torch.zeros(20))
+    metrics = train_behavior(agent, *state, torch.zeros(20))
     assert metrics["behavior/actor_gradient_norm"] == 0 == metrics["behavior/critic_gradient_norm"]
 
 
@@ -310,11 +316,74 @@ def test_imagination_after_a_predicted_end_weighs_nothing(make_agent, actor_grad
             with torch.no_grad():
                 agent.networks["continues"][-1].bias.fill_(continues)
             torch.manual_seed(1)
-            metrics = agent.train_behavior(*state, torch.ones(20))
+            metrics = train_behavior(agent, *state, torch.ones(20))
             names = ("behavior/actor_loss", "behavior/critic_loss")
             losses[continues, horizon] = [horizon * metrics[name].item() for name in names]
     assert losses[-60.0, 4] == pytest.approx(losses[-60.0, 1], rel=1e-4, abs=1e-6)
     assert losses[60.0, 4][1] > 2 * losses[60.0, 1][1]
+
+
+def naive_replayed_return(agent, batch, values, game, t):
+    """(R_t, weight) of one row, by the recursion as the paper writes it, row by row."""
+    last = len(batch["reward"][game]) - 1
+    discount, lam = agent.settings.discount, agent.settings.return_lambda
+    if t == last or batch["is_first"][game, t + 1]:
+        return values[game, t], 0.0
+    if batch["is_terminal"][game, t]:
+        return None, 0.0
+    reward = batch["reward"][game, t + 1]
+    if batch["is_terminal"][game, t + 1]:
+        return reward, 1.0
+    following, _ = naive_replayed_return(agent, batch, values, game, t + 1)
+    mixed = (1 - lam) * values[game, t + 1] + lam * following
+    return reward + discount * mixed, 1.0
+
+
+def test_replayed_returns_are_the_rewards_that_really_followed(make_agent):
+    agent = make_agent()
+    torch.nn.init.normal_(agent.slow_critic.layers[-1].weight)
+    batch = make_batch(batch_size=40, length=7)
+    batch["is_terminal"][:, :-1] *= batch["is_first"][:, 1:]  # the row after a goal is a first one
+    batch["is_own"][::3] = 0
+    features = torch.cat(states_of(agent, batch), -1)
+    values = agent.slow_critic.mean(agent.slow_critic(features)).detach()
+    states, returns, weight = agent.replayed_returns(batch, features)
+    assert torch.equal(states, features[:, :-1].transpose(0, 1))
+    assert weight[:, ::3].sum() == 0 and returns.shape == weight.shape == (6, 40)
+    counted = 0
+    for game in range(40):
+        for t in range(6):
+            expected, counts = naive_replayed_return(agent, batch, values, game, t)
+            assert weight[t, game] == (counts if game % 3 else 0), (game, t)
+            if counts:
+                assert returns[t, game].item() == pytest.approx(expected.item(), abs=1e-5)
+                counted += 1
+    assert counted > 100
+
+
+def test_the_critic_learns_from_the_replay(make_agent):
+    agent = make_agent(critic_imagination=0, critic_replay=1, critic_rate=3e-3, slow_critic=1)
+    batch = make_batch()
+    batch["is_first"][:], batch["is_terminal"][:] = 0, 0
+    batch["is_first"][:, 0] = 1
+    batch["reward"][:] = 0
+    batch["reward"][:, -1], batch["is_terminal"][:, -1] = 5, 1
+    for _ in range(200):
+        agent.train_step(batch)
+    features = torch.cat(states_of(agent, batch), -1)
+    values = agent.critic.mean(agent.critic(features)).detach().mean(0)
+    expected = 5 * agent.settings.discount ** np.array([3, 2, 1, 0])
+    assert np.allclose(values[:4].numpy(), expected, atol=0.5)
+
+
+def test_learning_rates_fall_to_their_final_share(make_agent, small_config):
+    config = small_config(gradient_steps=4, dreamer__final_rate=0.1, dreamer__actor_rate=1e-2)
+    agent = Dreamer(config, 18, 4)
+    rates = []
+    for _ in range(6):
+        agent.train_step(make_batch())
+        rates.append(agent.optimizers["actor"].param_groups[0]["lr"])
+    assert rates == pytest.approx([0.00775, 0.0055, 0.00325, 0.001, 0.001, 0.001])
 
 
 def test_the_world_model_has_a_head_start(make_agent):
@@ -331,9 +400,9 @@ def test_train_step_starts_from_as_many_states_as_the_config_says(make_agent, mo
     for count, expected in ((0, 20), (7, 7), (1000, 20)):
         agent = make_agent(imagination_starts=count)
         seen = []
-        original = agent.train_behavior
+        original = agent.train_actor
         monkeypatch.setattr(
-            agent, "train_behavior", lambda *x, seen=seen, f=original: seen.append(x) or f(*x)
+            agent, "train_actor", lambda *x, seen=seen, f=original: seen.append(x) or f(*x)
         )
         agent.train_step(make_batch())
         assert {len(part) for part in seen[0]} == {expected}

@@ -28,7 +28,7 @@ from utils import (
     random_state,
     restore_random_state,
     seed_everything,
-    shrink_to_median,
+    shrink_to_quantile,
     symexp,
     symlog,
     two_hot,
@@ -381,9 +381,10 @@ def test_one_line():
     assert one_line(ValueError("a\n  b")) == "a b" and one_line(ValueError()) == "ValueError"
 
 
-def test_long_gradients_are_shrunk_to_the_median_of_those_that_are_not_zero():
-    gradient = torch.tensor([[0.0, 0.0]] * 5 + [[3.0, 4.0], [0.0, 1.0], [600.0, 800.0]])
-    shrunk = shrink_to_median(gradient)
-    assert torch.allclose(shrunk.norm(dim=-1), torch.tensor([0.0] * 5 + [5.0, 1.0, 5.0]))
-    assert torch.allclose(shrunk[-1], torch.tensor([3.0, 4.0]))  # the direction stays
-    assert torch.equal(shrink_to_median(torch.zeros(3, 2)), torch.zeros(3, 2))
+def test_long_gradients_are_shrunk_to_a_quantile():
+    gradient = torch.tensor([[3.0, 4.0], [0.0, 1.0], [600.0, 800.0], [0.0, 0.0], [0.0, 2.0]])
+    shrunk = shrink_to_quantile(gradient, 0.75)
+    assert torch.allclose(shrunk.norm(dim=-1), torch.tensor([5.0, 1.0, 5.0, 0.0, 2.0]))
+    assert torch.allclose(shrunk[2], torch.tensor([3.0, 4.0]))  # the direction stays
+    assert torch.equal(shrink_to_quantile(gradient, 1.0), gradient)
+    assert torch.equal(shrink_to_quantile(torch.zeros(3, 2), 0.5), torch.zeros(3, 2))
