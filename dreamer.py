@@ -135,7 +135,7 @@ class Dreamer:
         z = self.posterior.sample(self.posterior(h, self.encoder(o)), deterministic)
         o = o[:, : self.carried]
         policy = self.actor(torch.cat([h, z, o], -1))
-        a = (policy.mean if deterministic else policy.sample()).clamp(-1, 1)
+        a = torch.tanh(policy.mean if deterministic else policy.sample())
         for part, value in zip(self.memory, (h, z, a, o), strict=True):
             part[games] = value
         return a.reshape(*observation.shape[:-1], -1).cpu().numpy()
@@ -262,10 +262,11 @@ class Dreamer:
         for _ in range(settings.horizon):
             policies.append(self.actor(features[-1]))
             samples.append(policies[-1].rsample())
+            a = torch.tanh(samples[-1])
             if through_dynamics:  # a few chaotic trajectories would drown all others
-                samples[-1].register_hook(shrink)
+                a.register_hook(shrink)
             with torch.set_grad_enabled(through_dynamics):
-                h = self.recurrent(h, torch.cat([z, samples[-1].clamp(-1, 1), o], -1))
+                h = self.recurrent(h, torch.cat([z, a, o], -1))
                 z = self.prior.sample(self.prior(h))
                 if self.carried:
                     o = self.decode(h, z, o)
@@ -280,11 +281,11 @@ class Dreamer:
         scale = update_return_scale(self.return_scale, returns, settings.return_scale_decay)
         weights = torch.cat([alive.unsqueeze(0), discounts[:-1].detach()]).cumprod(0)  # (H, N)
 
-        entropy = torch.stack([policy.entropy() for policy in policies])  # (H, N)
+        pairs = list(zip(policies, samples, strict=True))
+        entropy = torch.stack([self.actor.entropy(*pair) for pair in pairs])  # (H, N)
         objective = returns / scale
         if not through_dynamics:
-            pairs = zip(policies, samples, strict=True)
-            log_probability = torch.stack([p.log_prob(a.detach()) for p, a in pairs])
+            log_probability = torch.stack([p.log_prob(u.detach()) for p, u in pairs])
             objective = log_probability * (returns - values[:-1]) / scale
         assert objective.shape == entropy.shape == weights.shape, objective.shape  # (H, N)
         actor_loss = -(weights * (objective + settings.entropy * entropy)).mean()

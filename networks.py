@@ -4,6 +4,8 @@ Every network is a plain MLP but the recurrent model. A *head* turns the MLP's l
 a distribution: `LatentHead` (prior and posterior), `ScalarHead` (reward and value), `Actor`.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -133,9 +135,10 @@ class ScalarHead(nn.Module):
 
 
 class Actor(nn.Module):
-    """The policy: a Gaussian whose mean is bounded to [-1, 1] by tanh and whose std is bounded.
+    """The policy: actions tanh(u), where u is Gaussian with a bounded standard deviation.
 
-    Samples can leave [-1, 1]; whoever plays or imagines them clamps them.
+    The squashed Gaussian of SAC (Haarnoja et al., arXiv 1812.05905, appendix C). What `forward`
+    returns is the distribution of u.
     """
 
     def __init__(self, input_size, action_size, config):
@@ -144,8 +147,16 @@ class Actor(nn.Module):
         self.layers = mlp(input_size, 2 * action_size, config, output_scale=0.01)
 
     def forward(self, features):
-        """features (..., F) -> Independent Normal over (..., A)."""
+        """features (..., F) -> Independent Normal of u over (..., A)."""
         mean, std = self.layers(features).chunk(2, -1)
         std = self.std_min + (self.std_max - self.std_min) * torch.sigmoid(std)
-        normal = Normal(torch.tanh(mean), std, validate_args=False)
-        return Independent(normal, 1, validate_args=False)
+        return Independent(Normal(mean, std, validate_args=False), 1, validate_args=False)
+
+    @staticmethod
+    def entropy(policy, u):
+        """Entropy of tanh(u) (...): exact for u (..., A), of one sample for the squashing.
+
+        H[tanh u] = H[u] + E ln(1 - tanh(u)^2): it falls without bound as actions saturate.
+        """
+        squashing = 2 * (math.log(2) - u - F.softplus(-2 * u))  # ln(1 - tanh(u)^2), stably
+        return policy.entropy() + squashing.sum(-1)

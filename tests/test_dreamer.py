@@ -240,7 +240,7 @@ def test_samples_differ_and_stay_within_bounds(make_agent):
     agent = make_agent(std_min=1.0, std_max=1.0)
     rows = np.repeat(observations(1), 300, 0)
     actions = agent.act(rows)
-    assert abs(actions).max() == 1 and actions.std(0).min() > 0.3
+    assert 0.9 < abs(actions).max() <= 1 and actions.std(0).min() > 0.3
     agent.reset()
     assert np.ptp(agent.act(rows, deterministic=True), 0).max() < 1e-5
 
