@@ -1,7 +1,8 @@
-"""Draw one offline HTML page of interactive curves from the CSV file that a run logs.
+"""Draw offline HTML pages of interactive curves from the CSV files that runs log.
 
-Every metric in the file is shown, also those of groups unknown here. Measuring, averaging and
-logging the numbers, and deciding when to draw them again, are left to others.
+A run's own page shows every metric in its file, also those of groups unknown here; a comparison
+shows the wins of several runs. Measuring, averaging and logging the numbers, and deciding when to
+draw them again, are left to others.
 """
 
 import base64
@@ -9,6 +10,7 @@ import functools
 import gzip
 import html
 import json
+import re
 import time
 from pathlib import Path
 from string import Template
@@ -17,7 +19,7 @@ import numpy as np
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from utils import wilson_interval, write_atomically
+from utils import UserError, one_line, wilson_interval, write_atomically
 
 AXES = {
     "gradient_steps": "gradient steps",
@@ -126,6 +128,14 @@ def stacked_panel(frame: pd.DataFrame, title: str, metrics: dict[str, str]) -> d
     return {"title": title, "note": "", "columns": metrics, "traces": traces, "yaxis": yaxis}
 
 
+def band(low: pd.Series, high: pd.Series, kind: str, color: str, group: str) -> list[dict]:
+    """Fill the space between two curves, toggled with the lines of its group."""
+    style = {"legendgroup": group, "showlegend": False, "hoverinfo": "skip", "mode": "lines"}
+    fill = style | {"fill": "tonexty", "fillcolor": color + "33"}
+    bottom = trace(low, "low", kind, {"width": 0}, **style)
+    return [bottom, trace(high, "high", kind, {"width": 0}, **fill)]
+
+
 def evaluation_panel(frame: pd.DataFrame, opponent: str, metrics: dict[str, str]) -> dict:
     """Draw the shares (0 to 1) of wins, draws and losses, and how sure those of the wins are."""
     played = evenly(frame[list(metrics.values())].dropna(), 1000)
@@ -136,10 +146,7 @@ def evaluation_panel(frame: pd.DataFrame, opponent: str, metrics: dict[str, str]
     if {"wins", "games"} <= set(metrics) and len(played):
         games = played[metrics["games"]]
         low, high = wilson_interval(played[metrics["wins"]], games)
-        band = {"legendgroup": "wins", "showlegend": False, "hoverinfo": "skip"}
-        fill = band | {"fill": "tonexty", "fillcolor": RESULTS["wins"] + "33"}
-        bottom = trace(low, "low", "fixed", {"width": 0}, **band)
-        traces = [bottom, trace(high, "high", "fixed", {"width": 0}, **fill), *traces]
+        traces = band(low, high, "fixed", RESULTS["wins"], "wins") + traces
         note = f"{played[metrics['wins']].iloc[-1]:.0%} wins"
         note += f" ({low.iloc[-1]:.0%} to {high.iloc[-1]:.0%}, {games.iloc[-1]:.0f} games)"
     yaxis = {"range": [-0.02, 1.02], "tickformat": ".0%"}
@@ -228,21 +235,212 @@ def write_page(csv_path, html_path) -> None:
     """Write the page of a run's CSV file in one step, so that no reader meets half a page."""
     frame = read_metrics(csv_path)
     groups = sections(frame)
-    x = frame[list(AXES)].round(3).astype(object)
-    data = {
-        "axes": x.where(x.notna(), None).to_dict("list"),
-        "labels": AXES,
-        "panels": [shown for panels in groups.values() for shown in panels],
-    }
-    radios = (f'<label><input type="radio" name="x" value="{a}">{AXES[a]}</label>' for a in AXES)
-    template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-    page = Template(template).substitute(
+    panels = [shown for panels in groups.values() for shown in panels]
+    fill_template(
+        html_path,
+        data_of(frame, AXES, panels),
         title=html.escape(Path(csv_path).stem),
         summary=summary(frame, groups.get("evaluation", [])),
-        time=time.strftime("%Y-%m-%d %H:%M"),
-        radios="".join(radios),
+        radios=radios(AXES),
+        boxes=boxes("raw", "smoothed"),
         panels=markup(groups),
+    )
+
+
+def data_of(frame: pd.DataFrame, axes: dict[str, str], panels: list[dict]) -> dict:
+    """Collect what the page draws: the columns chosen as x axes, their labels, the panels."""
+    x = frame[list(axes)].round(3).astype(object)
+    return {"axes": x.where(x.notna(), None).to_dict("list"), "labels": axes, "panels": panels}
+
+
+def radios(axes: dict[str, str]) -> str:
+    """Lay out the choice of the x axis."""
+    button = '<label><input type="radio" name="x" value="{}">{}</label>'
+    return "".join(button.format(*axis) for axis in axes.items())
+
+
+def boxes(pale: str, bold: str, hidden: str = "") -> str:
+    """Lay out what switches the pale and the bold lines on and off."""
+    box = '<label {}><input type="checkbox" id="{}" checked>{}</label>'
+    return box.format(hidden, "raw", pale) + box.format(hidden, "smoothed", bold)
+
+
+def fill_template(html_path, data: dict, **parts: str) -> None:
+    """Write a page of `parts` (HTML each) and of the data it draws, in one step."""
+    template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+    page = Template(template).substitute(
+        parts,
+        time=time.strftime("%Y-%m-%d %H:%M"),
         data=packed(json.dumps(data, separators=(",", ":"))),
         plotly=packed_plotly(),
     )
     write_atomically(html_path, lambda file: file.write_text(page, encoding="utf-8"))
+
+
+# ---------------------------------------------------------------------------- several runs
+
+# 97.5% quantiles of Student's t distribution for 2, 3, ... seeds; the last one also for more.
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+
+
+def read_evaluations(csv_path) -> pd.DataFrame:
+    """Read the rows with evaluations: axes, evaluation/<opponent>/wins and .../games.
+
+    Raises `UserError` if the file is missing, unreadable or has none.
+    """
+    if not Path(csv_path).is_file():
+        raise UserError(f"There is no file {csv_path}.")
+    try:
+        frame = read_metrics(csv_path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{csv_path} can't be read as a CSV: {one_line(error)}") from None
+    wins = [f"evaluation/{name}/wins" for name in opponents(frame)]
+    if not wins or not set(AXES) <= set(frame.columns) or frame[wins].isna().all(axis=None):
+        raise UserError(f"{csv_path} holds no evaluations of games won.")
+    games = [f"evaluation/{name}/games" for name in opponents(frame)]
+    frame = frame[[*AXES, *wins, *games]].dropna(subset=wins, how="all").reset_index(drop=True)
+    frame[wins] = frame[wins].round(6)  # logged with 7 digits: 90% must not read 89.99999%
+    return frame
+
+
+def opponents(frame: pd.DataFrame) -> list[str]:
+    """Name the opponents of whom wins and numbers of games are known."""
+    named = [re.fullmatch("evaluation/(.+)/wins", column) for column in frame.columns]
+    return [name[1] for name in named if name and f"evaluation/{name[1]}/games" in frame]
+
+
+def read_runs(csv_paths) -> list[tuple]:
+    """Read the evaluations of several runs -> (label, seed, frame) of each.
+
+    <label>_seed<n>.csv holds seed n; any other name is a label without a seed. Files of equal
+    names are told apart by their folders. Raises `UserError` as `read_evaluations` does.
+    """
+    names = [Path(path).with_suffix("") for path in dict.fromkeys(csv_paths)]
+    if len({name.name for name in names}) == len(names):
+        names = [name.name for name in names]
+    runs = []
+    for path, name in zip(dict.fromkeys(csv_paths), map(str, names), strict=True):
+        seeded = re.fullmatch(r"(.+?)[_-]seed[_-]?(\d+)", name)
+        label, seed = (seeded[1], int(seeded[2])) if seeded else (name, None)
+        runs.append((label, seed, read_evaluations(path)))
+    return runs
+
+
+def run_name(label: str, seed) -> str:
+    """Name a run as a legend does."""
+    return label if seed is None else f"{label}, seed {seed}"
+
+
+def wins_of(runs) -> pd.DataFrame:
+    """Give each evaluation of each run a row: axes, wins (0 to 1), games, low, high, whose it is.
+
+    low and high are the 95% Wilson interval; the kind of line is "raw" beside other seeds.
+    """
+    parts, labels = [], [label for label, _, _ in runs]
+    for label, seed, frame in runs:
+        kind = "raw" if labels.count(label) > 1 else "fixed"
+        for opponent in opponents(frame):
+            columns = {f"evaluation/{opponent}/{value}": value for value in ("wins", "games")}
+            part = frame[[*AXES, *columns]].dropna().rename(columns=columns)
+            low, high = wilson_interval(part["wins"], part["games"])
+            whose = {"opponent": opponent, "label": label, "name": run_name(label, seed)}
+            parts.append(part.assign(low=low, high=high, kind=kind, **whose))
+    return pd.concat(parts)
+
+
+def mean_over_seeds(points: pd.DataFrame) -> pd.DataFrame:
+    """Average the wins of runs that differ by seed, at equal gradient steps that all have reached.
+
+    The interval is Student's over the seeds, at 95%, and never narrower than that of all games.
+    """
+    frames = [frame for _, frame in points.groupby("name", sort=False)]
+    starts, ends = zip(*(frame["gradient_steps"].iloc[[0, -1]] for frame in frames), strict=True)
+    steps = np.unique(points["gradient_steps"])
+    steps = steps[(steps >= max(starts)) & (steps <= min(ends))]
+    columns = [*AXES, "wins", "games"]
+    values = np.stack(
+        [[np.interp(steps, frame["gradient_steps"], frame[c]) for c in columns] for frame in frames]
+    )  # (seeds, columns, steps)
+    mean = pd.DataFrame(values.mean(0).T, columns=columns)
+    mean["games"] *= len(frames)
+    spread = values[:, columns.index("wins")].std(0, ddof=1) / len(frames) ** 0.5
+    margin = STUDENT[min(len(frames) - 2, len(STUDENT) - 1)] * spread
+    low, high = wilson_interval(mean["wins"], mean["games"])
+    mean["low"] = np.minimum(low, mean["wins"] - margin).clip(0)
+    mean["high"] = np.maximum(high, mean["wins"] + margin).clip(upper=1)
+    whose = {key: points[key].iloc[0] for key in ("opponent", "label")}
+    name = f"{whose['label']}, mean of {len(frames)} seeds"
+    return mean.assign(name=name, kind="smoothed", **whose)
+
+
+def wins_line(points: pd.DataFrame, color: str) -> list[dict]:
+    """Draw one run (or mean) against one opponent: bold with a band, or pale with error bars."""
+    wins, low, high = points["wins"], points["low"], points["high"]
+    label, name, kind = points[["label", "name", "kind"]].iloc[0]
+    hover = [
+        f"{row.wins:.1%} ({row.low:.1%} to {row.high:.1%}, {row.games:.0f} games)"
+        for row in points.itertuples()
+    ]
+    style = {"legendgroup": label, "text": hover, "hovertemplate": "%{text}"}
+    if kind != "raw":
+        line = trace(wins, "", kind, {"width": 2.5, "color": color}, **style)
+        return [*band(low, high, kind, color, label), line | {"name": name}]
+    sides = {"array": (high - wins).tolist(), "arrayminus": (wins - low).tolist()}
+    bars = {"error_y": sides | {"type": "data", "symmetric": False, "thickness": 1, "width": 2}}
+    line = trace(wins, "", kind, {"width": 1, "color": color}, opacity=0.5, **bars, **style)
+    return [line | {"name": name}]
+
+
+def comparison_panels(table: pd.DataFrame) -> list[dict]:
+    """Draw one panel per opponent with all runs; those that differ by seed share a colour."""
+    colors = {label: COLORS[n % len(COLORS)] for n, label in enumerate(table["label"].unique())}
+    panels = []
+    for opponent, points in table.groupby("opponent", sort=False):
+        traces = []
+        for label, color in colors.items():
+            for _, line in points[points["label"] == label].groupby("name", sort=False):
+                traces += wins_line(line, color)
+        ticks = [0, 0.25, 0.5, 0.8, 0.9, 1]
+        yaxis = {"range": [-0.02, 1.02], "tickformat": ".0%", "tickvals": ticks}
+        columns = {name: f"evaluation/{opponent}/wins" for name in points["name"].unique()}
+        shown = {"title": f"wins against {opponent}", "note": "", "columns": columns, "wide": True}
+        panels.append(shown | {"traces": traces, "yaxis": yaxis})
+    return panels
+
+
+def write_comparison_page(runs, html_path, title="comparison", table=()) -> None:
+    """Write a page of the wins of several runs (label, seed, frame of `read_runs`) side by side.
+
+    Runs of one label are seeds of one experiment: their mean is drawn too, as its last line.
+    `table` (rows of texts, the first one is the head) stands below the curves.
+    """
+    axes = {name: AXES[name] for name in ("minutes", "gradient_steps", "environment_steps")}
+    points = wins_of(runs)
+    fewest, most = points["games"].min(), points["games"].max()
+    text = f"<b>{fewest:.0f}</b> " + (f"to <b>{most:.0f}</b> " if most > fewest else "")
+    text += "games per point; bands and bars are 95% Wilson intervals."
+    groups = points.groupby(["opponent", "label"], sort=False)
+    means = [mean_over_seeds(group) for _, group in groups if group["name"].nunique() > 1]
+    if means:
+        text += " A mean's band is the 95% t-interval over its seeds: wide if they are few."
+    points = pd.concat([points, *means], ignore_index=True)
+    panels = comparison_panels(points)
+    fill_template(
+        html_path,
+        data_of(points, axes, panels),
+        title=html.escape(title),
+        summary=text,
+        radios=radios(axes),
+        boxes=boxes("each seed", "mean over seeds", "" if means else "hidden"),
+        panels=markup({"evaluation": panels}) + table_markup(table),
+    )
+
+
+def table_markup(rows) -> str:
+    """Lay out rows of texts as a table; the first row is its head."""
+    lines = []
+    for number, row in enumerate(rows):
+        cells = (html.escape(text).replace("\n", "<br>") for text in row)
+        kind = "td" if number else "th"
+        lines.append("<tr>" + "".join(f"<{kind}>{cell}</{kind}>" for cell in cells) + "</tr>")
+    return f"<figure class='table'><table>{''.join(lines)}</table></figure>" if rows else ""
