@@ -99,8 +99,8 @@ class LatentHead(nn.Module):
         """KL[left, right] of two statistics, in nats, summed over the variables -> (...)."""
         if self.categorical:
             return (torch.xlogy(left, left) - torch.xlogy(left, right)).sum((-2, -1))
-        left, right = (Independent(Normal(*x.unbind(-2)), 1) for x in (left, right))
-        return kl_divergence(left, right)
+        left, right = (Normal(*x.unbind(-2), validate_args=False) for x in (left, right))
+        return kl_divergence(left, right).sum(-1)
 
 
 class ScalarHead(nn.Module):
@@ -130,7 +130,8 @@ class ScalarHead(nn.Module):
     def loss(self, output, target):
         """-ln p(target) (...) for an output of `forward` and a target (...)."""
         if self.two_hot:
-            return -(two_hot(target, self.bins) * F.log_softmax(output, -1)).sum(-1)
+            indices, weights = two_hot(target, self.bins)
+            return -(weights * F.log_softmax(output, -1).gather(-1, indices)).sum(-1)
         return -Normal(output.squeeze(-1), 1.0, validate_args=False).log_prob(target)
 
 

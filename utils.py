@@ -39,18 +39,17 @@ def symexp(x):
 
 
 def two_hot(values, bins):
-    """Weights (..., K) on the two of the K ascending `bins` that enclose each value (...).
+    """The two of the K ascending `bins` that enclose each value (...), and their weights.
 
-    The weights sum to one and their mean over the bins is the value again; values beyond the
-    outermost bins are clamped to them (DreamerV3, Robust predictions).
+    Returns indices (..., 2) and weights (..., 2) that sum to one and whose mean of the two bins is
+    the value again; values beyond the outermost bins are clamped to them. It is the paper's
+    two-hot vector without its K - 2 zeros (DreamerV3, Robust predictions).
     """
     values = values.clamp(bins[0], bins[-1])
     upper = torch.searchsorted(bins, values.contiguous(), right=True).clamp(1, len(bins) - 1)
     low, high = bins[upper - 1], bins[upper]
-    share = ((values - low) / (high - low)).unsqueeze(-1)
-    weights = torch.zeros(*values.shape, len(bins), device=values.device)
-    weights.scatter_(-1, upper.unsqueeze(-1) - 1, 1 - share)
-    return weights.scatter_(-1, upper.unsqueeze(-1), share)  # (..., K)
+    share = (values - low) / (high - low)
+    return torch.stack([upper - 1, upper], -1), torch.stack([1 - share, share], -1)
 
 
 def lambda_returns(rewards, discounts, values, return_lambda):

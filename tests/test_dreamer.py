@@ -1,5 +1,6 @@
 """The agent: gradients, resets, playing against training, saving, and probes of known value."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -25,11 +26,11 @@ LATENTS = pytest.mark.parametrize("latent", ["categorical", "gaussian"])
 def make_agent(small_config):
     """make_agent(seed=..., horizon=3, ...): an agent; the keywords are keys of `dreamer`."""
 
-    def make(seed=0, sizes=(18, 4), **settings):
+    def make(seed=0, sizes=(18, 4), device="cpu", **settings):
         torch.manual_seed(seed)
         settings = {"free_nats": 0} | settings
         config = small_config(**{f"dreamer__{key}": value for key, value in settings.items()})
-        return Dreamer(config, *sizes)
+        return Dreamer(config, *sizes, device)
 
     return make
 
@@ -384,6 +385,33 @@ def test_learning_rates_fall_to_their_final_share(make_agent, small_config):
         agent.train_step(make_batch())
         rates.append(agent.optimizers["actor"].param_groups[0]["lr"])
     assert rates == pytest.approx([0.00775, 0.0055, 0.00325, 0.001, 0.001, 0.001])
+
+
+@GRADIENTS
+@LATENTS
+@pytest.mark.parametrize("scalar", ["twohot", "normal"])
+def test_a_step_never_waits_for_its_device(make_agent, monkeypatch, actor_gradient, latent, scalar):
+    """On the "meta" device tensors have shapes but no numbers: reading one, a shape that depends
+    on one, or a tensor left on another device raises. So nothing stalls a GPU's queue.
+    """
+    optimizer = torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", lambda *x, fused, **keys: optimizer(*x, **keys))
+    monkeypatch.setattr(torch, "autocast", lambda *_, **keys: contextlib.nullcontext())
+    agent = make_agent(
+        device="meta",
+        actor_gradient=actor_gradient,
+        latent=latent,
+        scalar=scalar,
+        critic_replay=1,
+        imagination_starts=7,
+        observation_scale=[1] * 18,
+    )
+    batch = {name: part.to("meta") for name, part in make_batch().items()}
+    for _ in range(2):
+        metrics = agent.train_step(batch)
+    assert all(value.device.type == "meta" for value in metrics.values())
+    with pytest.raises(RuntimeError, match="meta"):
+        metrics["world_model/loss"].item()
 
 
 def test_the_world_model_has_a_head_start(make_agent):
