@@ -210,7 +210,8 @@ class HockeyGames(VectorEnv):
             closeness = [
                 part["reward_closeness_to_puck"] for part in (info, env.get_info_agent_two())
             ]
-            self.rewards[:, game] += closeness if one else closeness[::-1]
+            closeness = np.array(closeness if one else closeness[::-1])
+            self.rewards[:, game] += self.settings.closeness * closeness
         self.winner[game] = winner
         self.terminated[game] = winner != 0
         self.truncated[game] = (terminated or truncated) and winner == 0

@@ -119,6 +119,7 @@ SCHEMA = {  # key: kind, (int or float, smallest, largest), {allowed words}, or 
     "hockey.game": {"built-in", "hockey-env"},
     "hockey.frame_skip": (int, 1, 50),
     "hockey.reward": {"sparse", "env", "pbrs"},
+    "hockey.closeness": NUMBER,
     "hockey.chase": NUMBER,
     "hockey.attack": NUMBER,
     "hockey.anneal": FROM_ZERO,

@@ -39,6 +39,7 @@ SMALL = {
     "dreamer.entropy": 5e-4,
     "dreamer.actor_rate": 1e-3,
     "hockey.both_views": True,
+    "hockey.closeness": 1,
     "train_ratio": 32,
 }
 
