@@ -1,11 +1,13 @@
 """Matches and their statistics: wins, draws, losses with Wilson intervals, by who started.
 
 python evaluate.py checkpoints/hockey/best.safetensors --against weak strong --games 200
+python evaluate.py --league checkpoints/a.safetensors checkpoints/b.safetensors weak strong
 """
 
 import argparse
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +42,25 @@ class Result:
         """The share of games won; a draw is not a win."""
         return self.counts()[0] / len(self.winner)
 
+    def interval(self):
+        """The 95% Wilson interval (low, high) of the win rate."""
+        return wilson_interval(self.win_rate(), len(self.winner))
+
+    def share(self):
+        """The win rate with its interval, as "62% [52%, 71%]"."""
+        low, high = self.interval()
+        return f"{self.win_rate():.0%} [{low:.0%}, {high:.0%}]"
+
+    def turned(self, opponent):
+        """The same games as the other side saw them; `opponent`: our name."""
+        return Result(opponent, -self.winner, ~self.we_started)
+
     def _named(self):
         return zip(("wins", "draws", "losses"), self.counts(), strict=True)
 
     def __str__(self):
         games, (wins, draws, losses) = len(self.winner), self.counts()
-        low, high = wilson_interval(wins / games, games)
+        low, high = self.interval()
         text = f"{self.opponent:>12}: {games} games, {wins} won, {draws} drawn, {losses} lost"
         text += f" | wins {wins / games:.1%} [{low:.1%}, {high:.1%}]"
         for name, chosen in (("we", self.we_started), ("they", ~self.we_started)):
@@ -60,14 +75,21 @@ def play_games(agent, opponent, games, seed=0):
     Both sides and both starts come up equally often if `games` is a multiple of four. The games
     are normal ones of the game and frame skip in the agent's own config. Returns a `Result`.
     """
-    table = HockeyGames(agent.config.hockey, games, OneOpponent(opponent), training=False)
-    player = agent.player()
+    act = partial(agent.player().act, deterministic=True)
+    return play(act, opponent, games, agent.config.hockey, seed)
+
+
+def play(act, opponent, games, settings, seed=0):
+    """As `play_games`, for any `act`: observations (games, 18) -> actions (games, 4).
+
+    `settings`: the `config.hockey` whose game and frame skip are played.
+    """
+    table = HockeyGames(settings, games, OneOpponent(opponent), training=False)
     observation, _ = table.reset(seed=seed)
     winner = np.zeros(games, int)
     running = np.ones(games, bool)
     while running.any():
-        actions = player.act(observation, deterministic=True)
-        observation, _, terminated, truncated, info = table.step(actions)
+        observation, _, terminated, truncated, info = table.step(act(observation))
         ended = running & (terminated | truncated)
         winner[ended] = info["winner"][ended]
         running &= ~ended
@@ -102,14 +124,26 @@ def find_agent(path):
 def main(arguments=None):
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", help="a .safetensors file, or a folder with best.safetensors")
+    agent = "a .safetensors file, or a folder with best.safetensors"
+    parser.add_argument("checkpoint", nargs="?", help=agent)
     parser.add_argument("--against", nargs="+", default=["weak", "strong"], help="opponents")
-    parser.add_argument("--games", type=int, default=200, help="games per opponent")
+    parser.add_argument("--league", nargs="*", metavar="PLAYER", help="instead: a round robin")
+    parser.add_argument("--page", default="plots/league.html", help="where the league is drawn")
+    parser.add_argument("--games", type=int, help="per opponent (200) or pair of the league (100)")
     parser.add_argument("--seed", type=int, default=0, help="of games and opponents")
     options = parser.parse_args(arguments)
+    if (options.checkpoint is None) == (options.league is None):
+        parser.error("name a checkpoint, or all players after --league")
+    if options.games is None:
+        options.games = 200 if options.league is None else 100
     try:
         if options.games < 1 or options.seed < 0:
             raise UserError("--games must be at least 1 and --seed at least 0.")
+        if options.league is not None:
+            from league import report  # not above: it builds on this file
+
+            report(options.league, options.games, options.seed, options.page)
+            return 0
         agent = Dreamer.load(find_agent(options.checkpoint))
         if agent.sizes != (18, 4):
             raise UserError(f"{options.checkpoint} was not trained for hockey.")

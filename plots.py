@@ -1,8 +1,8 @@
 """Draw offline HTML pages of interactive curves from the CSV files that runs log.
 
 A run's own page shows every metric in its file, also those of groups unknown here; a comparison
-shows the wins of several runs. Measuring, averaging and logging the numbers, and deciding when to
-draw them again, are left to others.
+shows the wins of several runs; a league's page shows who beats whom. Measuring, averaging and
+logging the numbers, and deciding when to draw them again, are left to others.
 """
 
 import base64
@@ -444,3 +444,65 @@ def table_markup(rows) -> str:
         kind = "td" if number else "th"
         lines.append("<tr>" + "".join(f"<{kind}>{cell}</{kind}>" for cell in cells) + "</tr>")
     return f"<figure class='table'><table>{''.join(lines)}</table></figure>" if rows else ""
+
+
+# ---------------------------------------------------------------------------- the league
+
+
+def matrix_panel(league) -> dict:
+    """Draw the win rates (0 to 1) of a `League` as a heat map, row against column."""
+    heat = {"type": "heatmap", "kind": "fixed", "rows": [], "x": [], "y": []}
+    heat |= {"z": [], "text": [], "hovertext": []}
+    for number, name in enumerate(league.names, 1):
+        heat["x"].append(str(number))
+        short = name if len(name) <= 16 else "…" + name[-15:]
+        heat["y"].append(html.escape(f"{number} {short} "))
+        results = [None if one == name else league.result(name, one) for one in league.names]
+        cells = zip(*(matrix_cell(name, result) for result in results), strict=True)
+        for key, row in zip(("z", "text", "hovertext"), cells, strict=True):
+            heat[key].append(row)
+    heat |= {"texttemplate": "%{text}", "textfont": {"size": 11}, "xgap": 2, "ygap": 2}
+    heat |= {"hovertemplate": "%{hovertext}<extra></extra>", "showscale": False}
+    heat |= {"colorscale": [[0, "#eef3f9"], [1, RESULTS["wins"]]], "zmin": 0, "zmax": 1}
+    axis = {"type": "category", "showgrid": False, "ticks": "", "fixedrange": True}
+    layout = {"hovermode": "closest", "margin": {"l": 10, "r": 4, "t": 24, "b": 10}}
+    layout |= {"xaxis": axis | {"side": "top"}}
+    layout |= {"yaxis": axis | {"autorange": "reversed", "automargin": True}}
+    return {"columns": {}, "traces": [heat], "layout": layout}
+
+
+def matrix_cell(name: str, result) -> tuple:
+    """Return a win rate, its text in the cell, and what pointing at the cell says."""
+    if result is None:
+        return None, "", ""
+    rate, (low, high) = result.win_rate(), result.interval()
+    text = f"{rate:.0%}<br>{100 * low:.0f}–{100 * high:.0f}"
+    hover = html.escape(f"{name} against {result.opponent}") + f"<br>{result.share()} won:<br>"
+    return rate, text, hover + "{} won, {} drawn, {} lost".format(*result.counts())
+
+
+def write_league(league, html_path, summary: str) -> None:
+    """Write the page of a `League`: its matrix, and ratings and worst cases as a table."""
+    rows = [("player", "rating", "worst case", "hard counters")]
+    for number, name in enumerate(league.names, 1):
+        rating, worst = "-", league.worst_case(name)
+        if league.ratings:
+            mu, sigma = league.ratings[name]
+            rating = f"{league.rating(name):.1f}\n{mu:.1f} − 3\u00a0×\u00a0{sigma:.1f}"
+        case = f"{worst.opponent}\n{worst.share()}".replace(", ", ",\u00a0")
+        counters = "\n".join(league.hard_counters(name)) or "none"
+        rows.append((f"{number}\u00a0{name}", rating, case, counters))
+    # A line may end after a slash or an underscore: names are long and phones are narrow.
+    rows = [[re.sub("(?<=[/_])", "\u200b", text) for text in row] for row in rows]
+    size = f"height: {40 + 44 * len(league.names)}px; min-width: {140 + 36 * len(league.names)}px"
+    matrix = f"""<figure class="table"><figcaption>games won, row against column</figcaption>
+<div class="chart" style="{size}"></div></figure>"""
+    fill_template(
+        html_path,
+        {"axes": {}, "labels": {}, "panels": [matrix_panel(league)]},
+        title="league",
+        summary=html.escape(summary),
+        radios="",
+        boxes="",
+        panels=f'<div class="league">{matrix}{table_markup(rows)}</div>',
+    )
