@@ -201,7 +201,7 @@ def test_the_closeness_penalty_has_its_weight():
     rewards = []
     for closeness in (0, 0.5, 1):
         games = make_games(4, reward="env", closeness=closeness)
-        rewards.append(np.array([row["reward"] for row in play(games, 150)]))
+        rewards.append(np.array([row["r"] for row in play(games, 150)]))
     nothing, half, whole = rewards
     assert set(np.unique(nothing)) <= {-10, 0, 10} and (whole - nothing).min() < -0.1
     assert np.allclose(half, (nothing + whole) / 2, atol=1e-5)
