@@ -265,10 +265,10 @@ def boxes(pale: str, bold: str, hidden: str = "") -> str:
     return box.format(hidden, "raw", pale) + box.format(hidden, "smoothed", bold)
 
 
-def fill_template(html_path, data: dict, **parts: str) -> None:
+def fill_template(html_path, data: dict, template: str = "page.html", **parts: str) -> None:
     """Write a page of `parts` (HTML each) and of the data it draws, in one step."""
-    template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-    page = Template(template).substitute(
+    text = (Path(__file__).parent / template).read_text(encoding="utf-8")
+    page = Template(text).substitute(
         parts,
         time=time.strftime("%Y-%m-%d %H:%M"),
         data=packed(json.dumps(data, separators=(",", ":"))),
