@@ -200,7 +200,7 @@ def panel(title, unit, lines):
         "title": title,
         "unit": unit,
         "lines": [
-            {"name": name, "color": color, "y": plain(values, 3)}
+            {"name": name, "color": color, "y": plain(values, 5)}
             for (name, values), color in zip(lines.items(), COLORS, strict=False)
         ],
     }
