@@ -114,11 +114,26 @@ def evaluate_return(agent, environments, seed=0):
     return float(total.mean())
 
 
-def find_agent(path):
-    """The .safetensors file at `path`, or best (else latest) in a run's folder of that name."""
-    names = ("best.safetensors", "latest.safetensors")
-    inside = [Path(path) / name for name in names if (Path(path) / name).is_file()]
-    return inside[0] if inside else Path(path)
+def find_agent(name):
+    """The .safetensors file that `name` means: a path, or what it is called in checkpoints/.
+
+    A folder means its best.safetensors, or else latest. Raises `UserError` if there is none.
+    """
+    inside = ("best.safetensors", "latest.safetensors")
+    for path in (Path(name), Path(f"checkpoints/{name}.safetensors"), Path("checkpoints") / name):
+        for file in (path, *(path / each for each in inside)):
+            if file.is_file():
+                return file
+    saved = {p.stem for p in Path("checkpoints").glob("*.safetensors")}
+    saved |= {p.parent.name for each in inside for p in Path("checkpoints").glob(f"*/{each}")}
+    known = f"checkpoints/ has {', '.join(sorted(saved))}" if saved else "checkpoints/ has none"
+    raise UserError(f"There is no agent '{name}', neither as a path nor by name: {known}.")
+
+
+def called(path):
+    """What a bot or a saved agent is called in pictures: its file's name, or its run's."""
+    path = Path(path)
+    return path.parent.name if path.stem in ("best", "latest") else path.stem
 
 
 def main(arguments=None):

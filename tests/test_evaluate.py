@@ -1,6 +1,7 @@
 """Matches: counts, balance, reproducibility, and the command line."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import evaluate as evaluate_module
 from dreamer import Dreamer
 from evaluate import Result, evaluate, evaluate_return, find_agent, main, play_games
 from opponents import load
-from utils import wilson_interval
+from utils import UserError, wilson_interval
 
 
 class BotAgent:
@@ -120,12 +121,22 @@ def test_the_return_of_any_other_environment():
     assert evaluate_return(agent, Episodes()) == 3.0
 
 
-def test_find_agent(tmp_path):
-    assert find_agent(tmp_path / "x") == tmp_path / "x"
-    (tmp_path / "latest.safetensors").touch()
-    assert find_agent(tmp_path) == tmp_path / "latest.safetensors"
-    (tmp_path / "best.safetensors").touch()
-    assert find_agent(tmp_path) == tmp_path / "best.safetensors"
+def test_find_agent(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("run/latest", "run/best", "checkpoints/champion", "checkpoints/run/best"):
+        path = tmp_path / f"{name}.safetensors"
+        with pytest.raises(UserError, match="There is no agent"):
+            find_agent(path)
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.touch()
+        assert find_agent(path) == path
+        assert path.stem == "champion" or find_agent(path.parent) == path
+    assert find_agent("champion") == Path("checkpoints/champion.safetensors")
+    assert find_agent("run") == Path("run/best.safetensors")  # a path goes first
+    (tmp_path / "run").rename("elsewhere")
+    assert find_agent("run") == Path("checkpoints/run/best.safetensors")
+    with pytest.raises(UserError, match="'chmpion'.*checkpoints/ has champion, run"):
+        find_agent("chmpion")
 
 
 def test_the_command_line_prints_one_line_per_opponent(saved, capsys):
