@@ -16,6 +16,7 @@ F feature.
 """
 
 import copy
+import hashlib
 import json
 from functools import partial
 
@@ -46,6 +47,15 @@ SHAPES = (
     *("observation_in_state", "latent", "latent_groups", "latent_classes"),
     *("scalar", "bins", "bin_limit"),
 )
+
+
+def checksum(weights, metadata):
+    """SHA-256 over named tensors and texts, as hexadecimal text."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 class Dreamer:
@@ -362,11 +372,12 @@ class Dreamer:
     # ------------------------------------------------------------------------ saving
 
     def state(self):
-        """Everything needed to go on training: weights, optimizers, return scale, counter."""
+        """Everything to go on with: weights, optimizers, return scale, memory, counter."""
         return {
             "networks": {name: part.state_dict() for name, part in self.networks.items()},
             "optimizers": {name: part.state_dict() for name, part in self.optimizers.items()},
             "return_scale": self.return_scale,
+            "memory": self.memory,
             "gradient_steps": self.gradient_steps,
             "sizes": list(self.sizes),
             "settings": to_json(self.settings),
@@ -387,7 +398,29 @@ class Dreamer:
         for name, part in self.optimizers.items():
             part.load_state_dict(state["optimizers"][name])
         self.return_scale.copy_(state["return_scale"])
+        memory = state["memory"]
+        self.memory = memory and [part.to(self.device) for part in memory]
         self.gradient_steps = state["gradient_steps"]
+
+    def check_finite(self):
+        """Raises `UserError` with the first weight or optimizer state that is not finite."""
+        tensors = {
+            f"{name}.{key}": value
+            for name, part in self.networks.items()
+            for key, value in part.state_dict().items()
+        }
+        for name, optimizer in self.optimizers.items():
+            for number, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"{name} optimizer, {key} {number}": v for key, v in state.items()}
+        tensors["return_scale"] = self.return_scale
+        finite = [tensor.isfinite().all().to(self.device) for tensor in tensors.values()]
+        for name, is_finite in zip(tensors, torch.stack(finite).tolist(), strict=True):
+            if not is_finite:
+                raise UserError(
+                    f"{name} is not finite at gradient step {self.gradient_steps}: training has"
+                    " diverged; the last good checkpoint is kept: lower the learning rates, then"
+                    " resume=true."
+                )
 
     def save(self, path, **counters):
         """Writes weights, config and counters into one safetensors file that `load` reads."""
@@ -402,6 +435,7 @@ class Dreamer:
             "sizes": json.dumps(self.sizes),
             "counters": json.dumps(counters),
         }
+        metadata["checksum"] = checksum(weights, metadata)
         write_atomically(path, lambda file: save_file(weights, file, metadata))
 
     @classmethod
@@ -414,6 +448,9 @@ class Dreamer:
             config = json.loads(metadata["config"])
             sizes = json.loads(metadata["sizes"])
             counters = json.loads(metadata["counters"])
+            expected = metadata.pop("checksum", None)  # earlier versions wrote none
+            if expected not in (None, checksum(weights, metadata)):
+                raise ValueError("its checksum does not fit its contents")
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
             raise UserError(f"{path} is no saved agent: {one_line(reason)}") from None

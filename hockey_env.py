@@ -630,6 +630,15 @@ class BasicOpponent:
         self.generator = np.random.default_rng(seed)
         self.phase = math.pi * self.generator.random()
 
+    def state(self):
+        """Everything that changes while it plays."""
+        return {"phase": self.phase, "generator": self.generator.bit_generator.state}
+
+    def restore_state(self, state):
+        """Takes over what `state` returned."""
+        self.phase = state["phase"]
+        self.generator.bit_generator.state = state["generator"]
+
     def act(self, obs, verbose=False):
         """Returns the action, float32 (4,) or (3,), for its own view, (18,) or (16,)."""
         obs = np.asarray(obs).tolist()
@@ -710,15 +719,12 @@ class HockeyEnv_BasicOpponent(HockeyEnv):
 
     def get_snapshot(self):
         """As in `HockeyEnv`, with the scripted player's swinging."""
-        generator = self.opponent.generator.bit_generator.state
-        opponent = {"phase": self.opponent.phase, "generator": generator}
-        return {**super().get_snapshot(), "opponent": opponent}
+        return {**super().get_snapshot(), "opponent": self.opponent.state()}
 
     def restore_snapshot(self, snapshot):
         """As in `HockeyEnv`."""
         super().restore_snapshot(snapshot)
-        self.opponent.phase = snapshot["opponent"]["phase"]
-        self.opponent.generator.bit_generator.state = snapshot["opponent"]["generator"]
+        self.opponent.restore_state(snapshot["opponent"])
 
 
 for env_id, env_class in (("Hockey-v0", HockeyEnv), ("Hockey-One-v0", HockeyEnv_BasicOpponent)):

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 import hockey_env
-from utils import UserError
+from utils import UserError, one_line
 
 GOAL_REWARD = 10.0
 THEIR_GOAL = np.array([255 / 60, 0], np.float32)  # metres from the centre, in one's own view
@@ -21,6 +21,7 @@ THEIR_GOAL = np.array([255 / 60, 0], np.float32)  # metres from the centre, in o
 MIRROR_OBSERVATION = np.array([1, -1, -1, 1, -1, -1] * 2 + [1, -1, 1, -1, 1, 1], np.float32)
 MIRROR_ACTION = np.array([1, -1, -1, 1], np.float32)
 MODES = ("NORMAL", "TRAIN_SHOOTING", "TRAIN_DEFENSE")
+KEPT = ("games_started", "views", "side", "we_start", "winner", "terminated", "truncated")
 
 
 def load_game(game):
@@ -63,6 +64,15 @@ class PerGame:
         games = range(len(observations)) if games is None else games
         pairs = zip(games, observations, strict=True)
         return np.array([self.players[game].act(row) for game, row in pairs], np.float32)
+
+    def state(self):
+        """What each player remembers."""
+        return [player.state() for player in self.players]
+
+    def restore_state(self, state):
+        """Takes over what `state` returned."""
+        for player, part in zip(self.players, state, strict=True):
+            player.restore_state(part)
 
 
 class OneOpponent:
@@ -169,10 +179,7 @@ class HockeyGames(VectorEnv):
             self.games_started[game] += 1
             self.side[game], self.we_start[game] = count % 2, (count // 2) % 2 == 0
             mode = MODES[self.np_random.choice(3, p=self.mode_shares)]
-            if mode not in self.tables[game]:
-                env = self.module.HockeyEnv(mode=self.module.Mode[mode])
-                self.tables[game][mode] = env
-            self.current[game] = env = self.tables[game][mode]
+            self.current[game] = env = self._table(game, mode)
             one_starts = bool(self.we_start[game] == (self.side[game] == 0))
             seed = int(self.np_random.integers(2**31))
             observation, _ = env.reset(seed=seed, one_starting=one_starts)
@@ -182,6 +189,12 @@ class HockeyGames(VectorEnv):
         self.terminated[games] = self.truncated[games] = False
         for opponent, theirs in self._by_opponent(games):
             opponent.reset(theirs)
+
+    def _table(self, game, mode):
+        """The `HockeyEnv` of this game for a mode, made when it is needed."""
+        if mode not in self.tables[game]:
+            self.tables[game][mode] = self.module.HockeyEnv(mode=self.module.Mode[mode])
+        return self.tables[game][mode]
 
     def _by_opponent(self, games):
         """Yields (opponent, its games among these), in the order of first appearance."""
@@ -195,8 +208,30 @@ class HockeyGames(VectorEnv):
         """One frame's actions (len(games), 4) of the opponents in these games."""
         actions = np.zeros((self.num_envs, 4), np.float32)
         for opponent, theirs in self._by_opponent(games):
-            actions[theirs] = opponent.act(self.views[1, theirs], theirs)
+            actions[theirs] = self._checked(opponent, theirs)
         return actions[games]
+
+    def _checked(self, opponent, games):
+        """Its actions in these games. Raises `UserError`, with its name, if they can't be played.
+
+        So the game goes no further, and what the opponent did is never learned from.
+        """
+        name = getattr(opponent, "name", type(opponent).__name__)
+        try:
+            actions = np.asarray(opponent.act(self.views[1, games], games), np.float32)
+        except UserError:
+            raise
+        except Exception as error:  # somebody else's code raises almost anything
+            kind = type(error).__name__
+            raise UserError(f"The opponent '{name}' failed: {kind}: {one_line(error)}") from error
+        if actions.shape != (len(games), 4):
+            raise UserError(
+                f"The opponent '{name}' returned actions {actions.shape}, not ({len(games)}, 4)."
+            )
+        if not abs(actions).max() <= 1 + 1e-5:  # also true for NaN
+            wrong = actions[~(abs(actions) <= 1 + 1e-5)][0]
+            raise UserError(f"The opponent '{name}' returned {wrong}; actions are within [-1, 1].")
+        return actions
 
     def _play_frame(self, game, our_action, their_action):
         """One frame of one game: moves it, adds up rewards, notes its end."""
@@ -232,6 +267,32 @@ class HockeyGames(VectorEnv):
     def _ends(self):
         """Copies of `terminated` and `truncated`."""
         return self.terminated.copy(), self.truncated.copy()
+
+    def has_snapshots(self):
+        """Whether games in progress can be saved: ours can, the lab's package can't."""
+        return hasattr(self.module.HockeyEnv, "get_snapshot")
+
+    def state(self):
+        """The games in progress, without who plays them; None if the game has no snapshots."""
+        if not self.has_snapshots():
+            return None
+        return {name: getattr(self, name).tolist() for name in KEPT} | {
+            "games": [env.get_snapshot() for env in self.current],
+            "generator": self.np_random.bit_generator.state,
+            "steps": self.steps,
+        }
+
+    def restore_state(self, state, opponents):
+        """Goes on with what `state` returned, against these opponents, one per game."""
+        for name in KEPT:
+            getattr(self, name)[:] = state[name]
+        for game, snapshot in enumerate(state["games"]):
+            mode = self.module.Mode(snapshot["mode"]).name
+            self.current[game] = self._table(game, mode)
+            self.current[game].restore_snapshot(snapshot)
+        self.playing_against = list(opponents)
+        self.np_random.bit_generator.state = state["generator"]
+        self.steps = state["steps"]
 
     def _info(self, opponent_actions):
         """What the vector interface returns beside the agent's own row."""

@@ -1,6 +1,9 @@
 """Training: reads one YAML, builds every object, then collect -> train -> evaluate -> save.
 
 python main.py --config hockey.yml [key=value ...]
+
+Exit status: 0 the run is done, 2 something to mend (one sentence says what), 75 a signal stopped it
+and everything is saved: the same command with resume=true goes on.
 """
 
 import os
@@ -8,6 +11,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads sleep: be nice to company
 
 import argparse
+import json
 import shutil
 import signal
 import sys
@@ -32,15 +36,41 @@ from utils import (
     UserError,
     check_writable,
     load_config,
-    load_tensors,
+    load_newest,
     one_line,
     open_tracker,
     pick_device,
+    print_changes,
     random_state,
     restore_random_state,
+    save_sealed,
     seed_everything,
-    write_atomically,
+    to_json,
 )
+
+SEEN = ("observation", "done", "episode_return", "episode_length")  # one entry per game
+STOPPED = 75  # exit status, EX_TEMPFAIL of sysexits.h: try again later
+
+
+class Stopped(Exception):
+    """A signal came while something was going on that can be begun again."""
+
+
+class Interruptible:
+    """An agent for evaluations, which may take minutes: raises `Stopped` once a signal has come."""
+
+    def __init__(self, agent, training):
+        self.agent, self.training, self.config = agent, training, agent.config
+
+    def player(self):
+        """The same agent with a memory of its own."""
+        return Interruptible(self.agent.player(), self.training)
+
+    def act(self, *arguments, **options):
+        """As `Dreamer.act`."""
+        if self.training.should_stop:
+            raise Stopped
+        return self.agent.act(*arguments, **options)
 
 
 def make_environment(config, count, pool):
@@ -73,6 +103,7 @@ class Training:
         self.config = config
         self.device = pick_device(config.device)
         self.folder = Path("checkpoints") / config.run
+        self.checkpoints = [self.folder / "state.pt", self.folder / "previous.pt"]
         self.csv, self.page = Path(f"metrics/{config.run}.csv"), Path(f"plots/{config.run}.html")
         is_new = self.check_name()
 
@@ -109,24 +140,29 @@ class Training:
         self.random = np.random.default_rng(config.seed)  # of the warm-up actions
         self.best = -np.inf  # score of best.safetensors
         self.latest = {}  # win rates of the last evaluation
-        self.should_stop = False
+        self.due = []  # what is still to be done at this gradient step, in this order
+        self.should_stop = False  # set by a signal
+        self.is_saved = False
         self.track = open_tracker(config)
         if is_new:
             self.clear()
+            self.start_games()
         else:
             self.restore()
-        self.start_games()
 
     def check_name(self):
         """Whether the run starts from nothing. Raises `UserError` if its name is taken."""
-        config, state = self.config, self.folder / "state.pt"
+        config = self.config
+        can_resume = any(path.exists() for path in self.checkpoints)
         for folder in (self.folder.parent, self.csv.parent, self.page.parent):
             check_writable(folder)
-        if config.resume and state.exists():
+        if config.resume and can_resume:
             return False
-        taken = [path for path in (self.folder, self.csv, self.page) if path.exists()]
+        # a folder without a visible file is that of a run killed before its first checkpoint
+        taken = [self.folder] if any(self.folder.glob("[!.]*")) else []
+        taken += [path for path in (self.csv, self.page) if path.exists()]
         if taken and not config.overwrite:
-            go_on = "add resume=true to go on with it, " if state.exists() else "it can't go on: "
+            go_on = "add resume=true to go on with it, " if can_resume else "it can't go on: "
             raise UserError(
                 f"The run '{config.run}' exists ({taken[0]}): {go_on}"
                 "overwrite=true deletes it, run=another_name leaves it alone."
@@ -140,30 +176,35 @@ class Training:
             path.unlink(missing_ok=True)
 
     def run(self):
-        """Collect -> train -> evaluate -> save, until the gradient steps are done or a signal."""
+        """Collect -> train -> evaluate -> save, until the gradient steps are done or a signal.
+
+        One thing at a time: wherever a checkpoint is written, the next thing to do is known.
+        """
         config, agent = self.config, self.agent
-        should_log = Every(config.log_every, agent.gradient_steps)
-        should_evaluate = Every(config.evaluate_every, agent.gradient_steps)
-        should_save = Every(config.save_every, agent.gradient_steps)
+        every = {"evaluate": config.evaluate_every, "log": config.log_every}
+        every |= {"save": config.save_every}
         if self.is_hockey:
-            should_snapshot = Every(config.opponents.snapshot_every, agent.gradient_steps)
+            every = {"add_snapshot": config.opponents.snapshot_every} | every
+        is_time_to = {name: Every(steps, agent.gradient_steps) for name, steps in every.items()}
         self.bar = tqdm(total=config.gradient_steps, initial=agent.gradient_steps, unit="step")
         self.bar.set_description("warm-up")
-        while agent.gradient_steps < config.gradient_steps and not self.should_stop:
-            self.collect()
-            while self.should_train():
+        if not self.is_saved:  # from here on the run can be resumed
+            self.save()
+        while not self.should_stop and not self.is_done():
+            if self.due:
+                getattr(self, self.due.pop(0))()
+            elif self.should_train():
                 self.train()
-                step = agent.gradient_steps
-                if self.is_hockey and should_snapshot(step):
-                    self.add_snapshot()
-                if should_evaluate(step):
-                    self.evaluate()
-                if should_log(step):
-                    self.log()
-                if should_save(step):
-                    self.save()
-        self.save()
+                self.due = [name for name in every if is_time_to[name](agent.gradient_steps)]
+            else:
+                self.collect()
+        if not self.is_saved:
+            self.save()
         self.bar.close()
+
+    def is_done(self):
+        """Whether all gradient steps are done, and what follows the last one."""
+        return self.agent.gradient_steps >= self.config.gradient_steps and not self.due
 
     def should_train(self):
         """Whether `train_ratio` allows a gradient step now."""
@@ -171,11 +212,12 @@ class Training:
         warmup_steps = config.warmup_rows / self.views
         earned = (self.environment_steps - warmup_steps) * config.train_ratio
         batch_rows = config.replay.batch_size * config.replay.batch_length
-        is_due = earned >= (step + 1) * batch_rows and step < config.gradient_steps
-        return is_due and self.replay.filled >= config.replay.batch_length and not self.should_stop
+        is_due = earned >= (step + 1) * batch_rows
+        return is_due and self.replay.filled >= config.replay.batch_length
 
     def start_games(self):
         """Starts all games anew and writes their first rows."""
+        self.agent.reset()
         seed = self.config.seed + self.environment_steps  # other games after each resume
         self.observation, info = self.games.reset(seed=seed)
         count = self.config.environments
@@ -187,11 +229,12 @@ class Training:
 
     def collect(self):
         """One decision in every game; the rows that come of it go into the replay."""
-        began = time.time()
+        began, self.is_saved = time.time(), False
         if self.environment_steps * self.views < self.config.warmup_rows:
             action = self.random.uniform(-1, 1, self.games.action_space.shape)
         else:
             action = self.agent.act(self.observation)
+        self.check_numbers("the agent's action", action)
         is_first = self.done  # the step after an episode's end only starts the next one
         self.observation, reward, terminated, truncated, info = self.games.step(action)
         self.store(np.where(is_first[:, None], 0, action), reward, terminated, info)
@@ -203,12 +246,22 @@ class Training:
 
     def store(self, action, reward, terminated, info):
         """Writes one row per game, and one per game as the opponent saw it."""
+        self.check_numbers("the observation", self.observation)
+        self.check_numbers("the reward", reward)
         columns = [self.observation, action, reward, self.done, terminated]
         if self.views == 2:
             names = ("observation", "action", "reward")
             theirs = [info[f"opponent_{name}"] for name in names] + [self.done, terminated]
             columns = [np.concatenate(pair) for pair in zip(columns, theirs, strict=True)]
         self.replay.add(*columns)
+
+    def check_numbers(self, name, numbers):
+        """Raises `UserError` if one of them is not finite."""
+        if not np.isfinite(numbers).all():
+            raise UserError(
+                f"{name} is not finite at environment step {self.environment_steps}, gradient step"
+                f" {self.agent.gradient_steps}; the last good checkpoint is kept."
+            )
 
     def count_episodes(self, reward, info):
         """Statistics of the training games that have just ended."""
@@ -230,7 +283,7 @@ class Training:
 
     def train(self):
         """One gradient step."""
-        began = time.time()
+        began, self.is_saved = time.time(), False
         sizes = self.config.replay
         batch = self.replay.sample(sizes.batch_size, sizes.batch_length, self.mirror)
         self.metrics.add(self.agent.train_step(batch))
@@ -239,23 +292,41 @@ class Training:
 
     def evaluate(self):
         """Plays against the bots; the agent with the best worst case is kept as best."""
-        began = time.time()
-        if self.is_hockey:
-            games, seed = self.config.evaluation_games, self.agent.gradient_steps
-            results = evaluate(self.agent, ("weak", "strong"), games, seed)
-            metrics = {key: value for result in results for key, value in result.metrics().items()}
-            score = min(result.win_rate() for result in results)
-            self.latest = {result.opponent: f"{result.win_rate():.0%}" for result in results}
-        else:
-            episodes = make_environment(self.config, self.config.evaluation_games, None)
-            score = evaluate_return(self.agent, episodes, self.agent.gradient_steps)
-            metrics = {"evaluation/return": score}
-            self.latest = {"return": f"{score:.1f}"}
+        began, agent = time.time(), Interruptible(self.agent, self)
+        self.check_agent()
+        try:
+            metrics, score = self.judge(agent)
+        except Stopped:  # once more after the resume
+            self.due.insert(0, "evaluate")
+            return
         self.metrics.add(metrics)
         if score > self.best:
             self.best = score
             self.save_agent("best")
         self.metrics.add_time("evaluate", began)
+
+    def judge(self, agent):
+        """One evaluation -> its metrics, and the score by which the best agent is kept."""
+        if self.is_hockey:
+            games, seed = self.config.evaluation_games, self.agent.gradient_steps
+            results = evaluate(agent, ("weak", "strong"), games, seed)
+            metrics = {key: value for result in results for key, value in result.metrics().items()}
+            score = min(result.win_rate() for result in results)
+            self.latest = {result.opponent: f"{result.win_rate():.0%}" for result in results}
+        else:
+            episodes = make_environment(self.config, self.config.evaluation_games, None)
+            score = evaluate_return(agent, episodes, self.agent.gradient_steps)
+            metrics = {"evaluation/return": score}
+            self.latest = {"return": f"{score:.1f}"}
+        return metrics, score
+
+    def check_agent(self):
+        """Raises `UserError` if numbers went wrong: no such agent is evaluated or saved.
+
+        This waits for the device, so it is not asked at every step.
+        """
+        self.metrics.check(self.agent.gradient_steps)
+        self.agent.check_finite()
 
     def log(self):
         """Writes a row of the CSV and the page, and shows the rates."""
@@ -275,6 +346,8 @@ class Training:
 
     def write_page(self):
         """Draws the run's page anew."""
+        if not self.csv.exists():  # somebody deleted it
+            self.metrics.save()
         write_page(self.csv, self.page)
         self.page_written = time.time()
 
@@ -290,43 +363,74 @@ class Training:
 
     def add_snapshot(self):
         """A frozen copy of the agent joins the pool of opponents."""
+        self.check_agent()
         self.pool.add_snapshot(self.save_agent(f"snapshot_{self.agent.gradient_steps:07d}"))
 
     def save(self):
         """Saves everything that `resume=true` needs, and the agent alone."""
+        self.check_agent()
+        playing = self.games.playing_against if self.is_hockey else ()
         state = {
+            "config": to_json(self.config),
             "agent": self.agent.state(),
             "replay": self.replay.state(),
-            "pool": self.pool.state() if self.pool else None,
-            "rows": self.metrics.rows,
+            "pool": self.pool.state(playing) if self.pool else None,
+            "games": self.games.state() if self.is_hockey else None,
+            "views": {name: torch.from_numpy(getattr(self, name)) for name in SEEN},
+            "metrics": self.metrics.state(),
+            "due": self.due,
             "environment_steps": self.environment_steps,
             "minutes": self.minutes(),
             "best": self.best,
             "random": random_state(),
             "warmup": self.random.bit_generator.state,
         }
-        write_atomically(self.folder / "state.pt", lambda file: torch.save(state, file))
+        if self.pool:
+            self.pool.keep_files(playing)
+        newest, before = self.checkpoints
+        save_sealed(newest, state, before)
+        self.is_saved = True
         self.save_agent("latest")
         if self.metrics.rows:
             self.write_page()
 
     def restore(self):
         """Goes on from what `save` wrote. Raises `UserError` if that does not fit."""
-        path = self.folder / "state.pt"
-        state = load_tensors(path)
+        path, state, complaints = load_newest(self.checkpoints)
         try:
+            config = json.loads(state["config"])
+            if config["run"] != self.config.run:
+                raise ValueError(f"it is of the run {config['run']}, not {self.config.run}")
             self.agent.restore_state(state["agent"])
             self.replay.restore_state(state["replay"])
-            if self.pool:
-                self.pool.restore_state(state["pool"])
-            self.metrics.rows = state["rows"]
-            self.environment_steps = self.games.steps = state["environment_steps"]
+            self.environment_steps, self.due = state["environment_steps"], state["due"]
             self.minutes_before, self.best = state["minutes"], state["best"]
             self.random.bit_generator.state = state["warmup"]
+            self.restore_games(state)
             restore_random_state(state["random"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            self.metrics.restore_state(state["metrics"])
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{path} does not fit this run: {one_line(error)}") from None
+        for complaint in complaints:
+            print(f"{complaint} It is left as damaged.pt; the one before it is used.")
+            os.replace(self.checkpoints[0], self.folder / "damaged.pt")
         print(f"resumed from {path} at {self.agent.gradient_steps} gradient steps")
+        ours = json.loads(to_json(self.config))
+        print_changes(config, ours | {key: config[key] for key in ("resume", "overwrite")})
+        self.is_saved = True
+
+    def restore_games(self, state):
+        """Goes on with the games in progress, or starts them anew where there is no way to."""
+        playing = self.pool.restore_state(state["pool"]) if self.pool else ()
+        if self.is_hockey:
+            self.games.steps = self.environment_steps
+        if state["games"] is None or not (self.is_hockey and self.games.has_snapshots()):
+            print("The games start anew: they have no snapshots, so this resume is not exact.")
+            self.start_games()
+            return
+        self.games.restore_state(state["games"], playing)
+        for name, values in state["views"].items():
+            setattr(self, name, values.numpy())
 
     def describe(self):
         """Prints what is about to run: device, sizes, memory, files."""
@@ -354,7 +458,8 @@ def main(arguments=None):
         def stop(*_):
             training.should_stop = True
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C leaves at once
-            print("\nfinishing the step and saving ...", file=sys.stderr)
+            # not print: the signal may have come in the middle of one
+            os.write(2, b"\nfinishing the step and saving ...\n")
 
         for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
             if hasattr(signal, name):
@@ -363,8 +468,9 @@ def main(arguments=None):
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 2
-    if training.should_stop:
+    if not training.is_done():
         print(f"saved; the same command with resume=true goes on ({training.folder})")
+        return STOPPED
     return 0
 
 

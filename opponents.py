@@ -7,6 +7,7 @@ its own view of the game; without `games` they also take a single game's 18 numb
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from dreamer import Dreamer
 from hockey_env import BasicOpponent
@@ -25,6 +26,14 @@ class RandomPlayer:
     def act(self, observation):
         """18 numbers -> 4 numbers in [-1, 1)."""
         return self.generator.uniform(-1, 1, 4)
+
+    def state(self):
+        """Its generator's state."""
+        return self.generator.bit_generator.state
+
+    def restore_state(self, state):
+        """Takes over what `state` returned."""
+        self.generator.bit_generator.state = state
 
 
 class AgentOpponent:
@@ -60,6 +69,21 @@ class AgentOpponent:
         self.frame[games] += 1
         return self.action[games]
 
+    def state(self):
+        """Where it is in each game."""
+        return {
+            "frame": self.frame.tolist(),
+            "action": torch.from_numpy(self.action),
+            "memory": self.agent.memory,
+        }
+
+    def restore_state(self, state):
+        """Takes over what `state` returned."""
+        self.frame[:] = state["frame"]
+        self.action[:] = state["action"].numpy()
+        for part, value in zip(self.agent.memory, state["memory"], strict=True):
+            part.copy_(value)
+
 
 def load(spec, games=1, seed=0, deterministic=True, device="cpu"):
     """The opponent that `spec` names: weak, strong, random, or the path of a saved agent.
@@ -85,8 +109,8 @@ class OpponentPool:
         """`settings`: `config.opponents`, for so many games side by side."""
         self.settings, self.games, self.device = settings, games, device
         self.generator = np.random.default_rng(seed)
-        self.bots = {name: load(name, games, seed + 1 + i) for i, name in enumerate(BOTS)}
-        self.files = [load(path, games, seed, device=device) for path in settings.files]
+        self.bots = {name: self._load("bot", name, seed + 1 + i) for i, name in enumerate(BOTS)}
+        self.files = {path: self._load("file", path, seed) for path in settings.files}
         self.snapshots = {}  # path -> opponent, oldest first
         self.played = {}  # name -> games
         self.results = {}  # name of a snapshot -> running win rate of the agent against it
@@ -95,9 +119,16 @@ class OpponentPool:
             raise UserError("opponents: some share must be above 0, and files_share needs files.")
         self.shares = shares / shares.sum()
 
+    def _load(self, kind, name, seed=0):
+        """A player for all games; a checkpoint knows it by its key (kind, name or path)."""
+        plays_best = kind != "snapshot"
+        opponent = load(name, self.games, seed, deterministic=plays_best, device=self.device)
+        opponent.key = (kind, name)
+        return opponent
+
     def add_snapshot(self, path):
         """Takes a saved agent into the pool; the oldest leaves when the pool is full."""
-        self.snapshots[str(path)] = load(path, self.games, deterministic=False, device=self.device)
+        self.snapshots[str(path)] = self._load("snapshot", str(path))
         while len(self.snapshots) > self.settings.snapshots_kept:
             del self.snapshots[next(iter(self.snapshots))]
 
@@ -111,7 +142,8 @@ class OpponentPool:
         if kind < 3:
             return self.bots[BOTS[kind]]
         if kind == 4:
-            return self.files[self.generator.integers(len(self.files))]
+            files = self.settings.files
+            return self.files[files[int(self.generator.integers(len(files)))]]
         snapshots = list(self.snapshots.values())
         weights = np.ones(len(snapshots))
         if self.settings.choice == "pfsp":
@@ -134,9 +166,22 @@ class OpponentPool:
         mix |= {name: n for name, n in self.played.items() if not name.startswith("snapshot")}
         return {f"opponents/{name}": number / total for name, number in sorted(mix.items())}
 
-    def state(self):
-        """What `restore_state` needs to go on."""
+    def members(self):
+        """All opponents that can be chosen."""
+        return [*self.bots.values(), *self.files.values(), *self.snapshots.values()]
+
+    def keep_files(self, playing=()):
+        """Writes again what somebody deleted meanwhile: a resume needs all snapshots' files."""
+        for one in (*self.snapshots.values(), *playing):
+            kind, path = one.key
+            if kind == "snapshot" and not Path(path).exists():
+                one.agent.save(path, **one.agent.counters)
+
+    def state(self, playing=()):
+        """What `restore_state` needs to go on; `playing`: the opponent in each game now."""
         return {
+            "opponents": {one.key: one.state() for one in (*self.members(), *playing)},
+            "playing": [one.key for one in playing],
             "snapshots": list(self.snapshots),
             "played": self.played,
             "results": self.results,
@@ -144,8 +189,16 @@ class OpponentPool:
         }
 
     def restore_state(self, state):
-        """Takes over what `state` returned; reads the snapshots' files again."""
+        """Takes over what `state` returned -> who plays in each game; reads their files again."""
         for path in state["snapshots"]:
             self.add_snapshot(path)
+        opponents = {one.key: one for one in self.members()}
+        for key in state["playing"]:
+            if key not in opponents:  # a snapshot that left the pool during its game
+                opponents[key] = self._load(*key)
+        for key, opponent in opponents.items():
+            if key in state["opponents"]:
+                opponent.restore_state(state["opponents"][key])
         self.played, self.results = state["played"], state["results"]
         self.generator.bit_generator.state = state["generator"]
+        return [opponents[key] for key in state["playing"]]

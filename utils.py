@@ -6,6 +6,7 @@ checkpoints) ends in a `UserError` whose message is one sentence; `main.py` prin
 
 import contextlib
 import difflib
+import hashlib
 import json
 import os
 import random
@@ -350,10 +351,11 @@ class Every:
 # ---------------------------------------------------------------------------- files
 
 
-def write_atomically(path, write):
+def write_atomically(path, write, previous=None):
     """Calls `write(temporary_path)`, flushes it to disk and renames it to `path`.
 
-    So `path` is never half written. Raises `UserError` if the disk or folder refuses.
+    So `path` is never half written. What it was before becomes `previous`, if that is given.
+    Raises `UserError` if the disk or folder refuses.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.part")
@@ -362,7 +364,10 @@ def write_atomically(path, write):
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
+        flush_folder(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -370,6 +375,16 @@ def write_atomically(path, write):
         if isinstance(error, (OSError, RuntimeError, SafetensorError)):
             raise UserError(f"Could not write {path}: {one_line(error)}") from None
         raise
+
+
+def flush_folder(folder):
+    """Makes renames in it outlast a power cut, where the system can be asked for that."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def check_writable(folder):
@@ -390,6 +405,64 @@ def load_tensors(path):
         raise UserError(f"{path} can't be read: {one_line(error)[:200]}") from None
 
 
+def file_digest(path, size):
+    """SHA-256 of the first `size` bytes of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while size > 0:
+            part = file.read(min(size, 2**20))
+            if not part:
+                break
+            digest.update(part)
+            size -= len(part)
+    return digest.digest()
+
+
+def save_sealed(path, state, previous=None):
+    """`torch.save`, atomically, with a SHA-256 of the file at its end; see `write_atomically`."""
+
+    def write(file):
+        torch.save(state, file)
+        digest = file_digest(file, os.path.getsize(file))
+        with open(file, "ab") as end:
+            end.write(digest)
+
+    write_atomically(path, write, previous)
+
+
+def load_sealed(path):
+    """What `save_sealed` wrote, as data only. Raises `UserError` if one bit of it is not so."""
+    try:
+        size = max(0, os.path.getsize(path) - 32)
+        with open(path, "rb") as file:
+            file.seek(size)
+            is_whole = file.read() == file_digest(path, size)
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {one_line(error)}") from None
+    if not is_whole:
+        raise UserError(f"{path} is damaged: its checksum does not fit its contents.")
+    return load_tensors(path)
+
+
+def load_newest(paths):
+    """(path, state, complaints about those before it) of the first of these files that is whole."""
+    complaints = []
+    for path in filter(os.path.exists, paths):
+        try:
+            return path, load_sealed(path), complaints
+        except UserError as error:
+            complaints.append(str(error))
+    raise UserError(" ".join(complaints) or f"There is no checkpoint {paths[0]}.")
+
+
+def print_changes(before, after):
+    """Prints each key of two nested dicts whose value differs, as "seed: 1 -> 2"."""
+    before, after = dict(flatten(before)), dict(flatten(after))
+    for key in sorted(before | after):
+        if before.get(key) != after.get(key):
+            print(f"{key}: {before.get(key, 'nothing')} -> {after.get(key, 'nothing')}")
+
+
 class Metrics:
     """Collects metrics between two logging points and keeps `metrics/<run>.csv` up to date."""
 
@@ -407,30 +480,60 @@ class Metrics:
         """Adds the seconds since `began` to the metric time/<name>; these are summed up."""
         self.seconds[name] = self.seconds.get(name, 0.0) + time.time() - began
 
+    def stacked(self, key):
+        """All values of this metric since the last row, (n,)."""
+        values = [torch.as_tensor(value, dtype=torch.float32) for value in self.pending[key]]
+        # after a resume the earlier ones lie in memory, the later ones on the device
+        return torch.stack([value.to(values[-1].device) for value in values])
+
+    def check(self, gradient_step):
+        """Raises `UserError` with the first metric since the last row that is not finite."""
+        found = []
+        for key in self.pending:
+            wrong = (~self.stacked(key).isfinite()).nonzero()
+            if len(wrong):  # there is one value per gradient step, the last one is of this step
+                found.append((gradient_step + 1 - len(self.pending[key]) + int(wrong[0]), key))
+        if found:
+            step, key = min(found, key=lambda pair: pair[0])
+            raise UserError(
+                f"{key} is not finite at gradient step {step}: training has diverged; the last"
+                " good checkpoint is kept: lower the learning rates, then resume=true."
+            )
+
+    def state(self):
+        """All rows, and what the next one will hold."""
+        pending = {key: self.stacked(key) for key in self.pending}
+        return {"rows": self.rows, "pending": pending, "seconds": self.seconds}
+
+    def restore_state(self, state):
+        """Takes over what `state` returned, and cuts the CSV where it ends."""
+        self.rows, self.seconds = state["rows"], state["seconds"]
+        self.pending = {key: list(values.unbind()) for key, values in state["pending"].items()}
+        if self.rows:
+            self.save()
+        else:
+            self.path.unlink(missing_ok=True)
+
+    def save(self):
+        """Writes the CSV."""
+        table = pandas.DataFrame(self.rows)
+        write_atomically(self.path, lambda file: table.to_csv(file, index=False))
+
     def write(self, **axes):
         """Appends one row with the x axes (both steps, minutes), writes the CSV; returns the row.
 
         Raises `UserError`, after writing, if a metric is not finite.
         """
-        row = dict(axes)
-        for key, values in self.pending.items():
-            values = [torch.as_tensor(value, dtype=torch.float32) for value in values]
-            row[key] = float(torch.stack(values).mean())
+        row = dict(axes) | {key: float(self.stacked(key).mean()) for key in self.pending}
         row |= {f"time/{name}": value for name, value in self.seconds.items()}
         before = self.rows[-1] if self.rows else dict.fromkeys(axes, 0)
         seconds = max(1e-9, 60 * (axes["minutes"] - before["minutes"]))
         for name in ("gradient_steps", "environment_steps"):
             row[f"speed/{name}_per_second"] = (axes[name] - before[name]) / seconds
-        self.pending, self.seconds = {}, {}
         self.rows.append(row)
-        table = pandas.DataFrame(self.rows)
-        write_atomically(self.path, lambda file: table.to_csv(file, index=False))
-        for key, value in row.items():
-            if not np.isfinite(value):
-                raise UserError(
-                    f"{key} is {value} at gradient step {axes['gradient_steps']}: training has"
-                    " diverged; lower the learning rates, then resume=true."
-                )
+        self.save()
+        self.check(axes["gradient_steps"])
+        self.pending, self.seconds = {}, {}
         return row
 
 

@@ -89,6 +89,42 @@ def test_wrong_actions_are_refused(actions):
         games.step(actions)
 
 
+class Bad:
+    name = "rotten"
+
+    def __init__(self, action):
+        self.action = action
+
+    def reset(self, games):
+        pass
+
+    def act(self, observations, games):
+        if isinstance(self.action, Exception):
+            raise self.action
+        return self.action
+
+
+@pytest.mark.parametrize(
+    ("action", "reason"),
+    [
+        (RuntimeError("out of\nluck"), "RuntimeError: out of luck"),
+        (np.full((2, 4), np.nan), "nan"),
+        (np.full((2, 4), np.inf), "inf"),
+        (np.full((2, 4), 1.5), r"1.5; actions are within \[-1, 1\]"),
+        (np.zeros((2, 3)), r"\(2, 3\), not \(2, 4\)"),
+        (np.zeros(4), r"\(4,\)"),
+        ([[0, 0, 0, 0], [0]], "failed"),
+        (None, "actions"),
+        ("left", "failed"),
+    ],
+)
+def test_a_bad_opponent_is_named(action, reason):
+    games = HockeyGames(make_config().hockey, 2, OneOpponent(Bad(action)))
+    games.reset(seed=0)
+    with pytest.raises(UserError, match=f"'rotten'.*{reason}"):
+        games.step(np.zeros((2, 4)))
+
+
 @pytest.mark.filterwarnings("ignore:.*(Box|-inf|infinity|render|spec).*")
 def test_the_single_game_is_a_gymnasium_environment():
     env = HockeyWrapper(make_config().hockey, hockey_env.BasicOpponent(weak=False, seed=1))

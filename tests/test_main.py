@@ -15,7 +15,7 @@ import torch
 
 import main
 from dreamer import Dreamer
-from utils import load_config, load_tensors
+from utils import load_config, load_sealed, load_tensors
 
 TINY = {
     "run": "tiny",
@@ -115,7 +115,8 @@ def test_a_run_leaves_its_files(copied):
     assert all(path.exists() for path in PIECES)
     names = {path.name for path in PIECES[0].iterdir()}
     snapshots = {"snapshot_0000003.safetensors", "snapshot_0000006.safetensors"}
-    assert names == {"state.pt", "latest.safetensors", "best.safetensors"} | snapshots
+    agents = {"latest.safetensors", "best.safetensors"} | snapshots
+    assert names == {"state.pt", "previous.pt"} | agents
     table = pandas.read_csv(PIECES[1])
     assert table["gradient_steps"].tolist() == [2, 4, 6]
     assert table["environment_steps"].is_monotonic_increasing and table["minutes"].iloc[0] > 0
@@ -246,7 +247,7 @@ def test_resume_goes_on_with_everything(copied, capsys):
     assert (table["speed/environment_steps_per_second"] > 0).all()
     rows = load_tensors("checkpoints/tiny/state.pt")["replay"]["rows"]
     assert len(rows) > len(replay) and torch.equal(rows[: len(replay)], replay)
-    assert rows[len(replay), :, -2].all()  # after resuming, new games
+    assert not rows[len(replay), :, -2].any()  # the games went on
     names = {path.name for path in PIECES[0].iterdir()}
     assert {"snapshot_0000003.safetensors", "snapshot_0000009.safetensors"} <= names
 
@@ -294,13 +295,34 @@ def test_resume_with_another_number_of_games_is_refused(copied, capsys):
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "text", "foreign"])
-def test_a_damaged_checkpoint_is_refused(copied, capsys, damage):
-    path = Path("checkpoints/tiny/state.pt")
-    whole = path.read_bytes()
-    path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2]}.get(damage, b"hello"))
-    if damage == "foreign":
-        torch.save({"weight": torch.zeros(3)}, path)
-    assert "state.pt" in refused(capsys, resume="true")
+def test_damaged_checkpoints_are_refused_and_one_is_skipped(copied, capsys, damage):
+    newest, before = Path("checkpoints/tiny/state.pt"), Path("checkpoints/tiny/previous.pt")
+    whole = newest.read_bytes(), before.read_bytes()
+    for path in (newest, before):
+        path.write_bytes({"empty": b"", "cut": whole[0][:-1000]}.get(damage, b"hello"))
+        if damage == "foreign":
+            torch.save({"weight": torch.zeros(3)}, path)
+    message = refused(capsys, resume="true")
+    assert str(newest) in message and str(before) in message
+    before.write_bytes(whole[1])
+    train(resume="true")
+    printed = capsys.readouterr().out
+    assert f"{newest} is damaged" in printed and f"resumed from {before}" in printed
+    assert load_sealed(newest)["agent"]["gradient_steps"] == 6
+
+
+def test_a_checkpoint_of_another_run_is_refused_naming_both(copied, capsys):
+    train(run="other")
+    Path("checkpoints/other/state.pt").replace("checkpoints/tiny/state.pt")
+    message = refused(capsys, resume="true")
+    assert "other" in message and "tiny" in message
+
+
+def test_resume_prints_what_changed(copied, capsys):
+    train(resume="true", dreamer__entropy=0.25, gradient_steps=7)
+    changes = [line for line in capsys.readouterr().out.splitlines() if " -> " in line]
+    assert len(changes) == 2 and "gradient_steps: 6 -> 7" in changes
+    assert any(line.startswith("dreamer.entropy: ") and line.endswith("0.25") for line in changes)
 
 
 def test_a_missing_snapshot_is_refused_in_one_sentence(copied, capsys):
@@ -370,7 +392,7 @@ def test_a_replay_too_small_for_one_window_is_refused(capsys):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_a_signal_saves_and_leaves(name, tmp_path):
     arguments = command(gradient_steps=1000000, evaluate_every=1000000, save_every=1000000)
     program = [sys.executable, main.__file__, *arguments]
@@ -385,7 +407,7 @@ def test_a_signal_saves_and_leaves(name, tmp_path):
         output, errors = run.communicate(timeout=60)
     finally:
         run.kill()
-    assert run.returncode == 0 and "Traceback" not in errors, errors
+    assert run.returncode == main.STOPPED and "Traceback" not in errors, errors
     assert "resume=true" in output
     state = load_tensors("checkpoints/tiny/state.pt")
     step = state["agent"]["gradient_steps"]

@@ -22,11 +22,14 @@ from utils import (
     flatten,
     lambda_returns,
     load_config,
+    load_newest,
+    load_sealed,
     load_tensors,
     one_line,
     pick_device,
     random_state,
     restore_random_state,
+    save_sealed,
     seed_everything,
     shrink_to_quantile,
     symexp,
@@ -377,9 +380,47 @@ def test_metrics_average_and_keep_the_csv(tmp_path):
 def test_a_metric_that_is_not_finite_stops_after_the_csv_is_written(tmp_path):
     metrics = Metrics(tmp_path / "run.csv")
     metrics.add({"loss": torch.tensor(float("nan"))})
-    with pytest.raises(UserError, match="loss is nan at gradient step 7"):
+    with pytest.raises(UserError, match="loss is not finite at gradient step 7"):
         metrics.write(gradient_steps=7, environment_steps=1, minutes=1.0)
     assert (tmp_path / "run.csv").exists()
+
+
+def test_the_first_metric_that_went_wrong_is_named_with_its_step(tmp_path):
+    metrics, bad = Metrics(tmp_path / "run.csv"), float("nan")
+    for norm, loss in ((1.0, 1.0), (1.0, float("inf")), (bad, bad)):
+        metrics.add({"norm": norm, "loss": torch.tensor(loss)})
+    with pytest.raises(UserError, match="loss is not finite at gradient step 99"):
+        metrics.check(100)
+
+
+def test_metrics_go_on_after_a_restore(tmp_path):
+    one, two = Metrics(tmp_path / "one.csv"), Metrics(tmp_path / "two.csv")
+    axes = {"gradient_steps": 1, "environment_steps": 2, "minutes": 0.5}
+    for number in (0.1, 0.2, torch.tensor(0.4)):
+        one.add({"loss": number})
+        torch.save(one.state(), tmp_path / "state.pt")
+        two.restore_state(load_tensors(tmp_path / "state.pt"))
+    one.write(**axes)
+    two.write(**axes)
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
+    two.restore_state({"rows": [], "pending": {}, "seconds": {}})
+    assert not (tmp_path / "two.csv").exists()
+
+
+def test_a_sealed_file_opens_only_as_it_was_written(tmp_path):
+    path, before = tmp_path / "state.pt", tmp_path / "previous.pt"
+    save_sealed(path, {"step": 1}, before)
+    assert load_sealed(path) == {"step": 1} and not before.exists()
+    save_sealed(path, {"step": 2}, before)
+    assert load_sealed(path) == {"step": 2} and load_sealed(before) == {"step": 1}
+    whole = path.read_bytes()
+    for position in range(len(whole)):  # every byte, also those that a zip's checksums leave out
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        with pytest.raises(UserError, match="state.pt is damaged"):
+            load_sealed(path)
+        assert load_newest([path, before])[:2] == (before, {"step": 1})
+    with pytest.raises(UserError, match="There is no checkpoint"):
+        load_newest([tmp_path / "gone.pt"])
 
 
 def test_one_line():
