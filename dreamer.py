@@ -445,7 +445,7 @@ class Dreamer:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 weights = {key: file.get_tensor(key) for key in file.keys()}
-            config = json.loads(metadata["config"])
+            config = {"videos": False} | json.loads(metadata["config"])  # a key younger than some
             sizes = json.loads(metadata["sizes"])
             counters = json.loads(metadata["counters"])
             expected = metadata.pop("checksum", None)  # earlier versions wrote none

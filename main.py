@@ -93,6 +93,19 @@ def make_environment(config, count, pool):
     return environment
 
 
+def open_videos(config):
+    """A function that films an agent into a path, if the config's `videos` says so."""
+    if not config.videos:
+        return lambda agent, path: None
+    if config.environment != "hockey":
+        raise UserError("videos: only hockey can be filmed.")
+    from play import check_recorder, film_agent  # here, so that training draws nothing
+
+    check_writable("videos")
+    check_recorder("videos/game.mp4")
+    return film_agent
+
+
 class Training:
     """One run: everything it is made of, and the loop."""
 
@@ -144,6 +157,7 @@ class Training:
         self.should_stop = False  # set by a signal
         self.is_saved = False
         self.track = open_tracker(config)
+        self.film = open_videos(config)
         if is_new:
             self.clear()
             self.start_games()
@@ -303,6 +317,7 @@ class Training:
         if score > self.best:
             self.best = score
             self.save_agent("best")
+            self.film(self.agent, f"videos/{self.config.run}_{self.agent.gradient_steps}.mp4")
         self.metrics.add_time("evaluate", began)
 
     def judge(self, agent):

@@ -118,7 +118,8 @@ def font(size):
 
 def write(surface, text, size, colour, **place):
     """Writes a line of text; `place` as in `Surface.get_rect`, say center=(x, y)."""
-    picture = font(size).render(text, True, colour)
+    large = font(2 * size).render(text, True, colour)  # small letters would stand unevenly
+    picture = pygame.transform.smoothscale_by(large, 0.5)
     surface.blit(picture, picture.get_rect(**place))
 
 

@@ -113,6 +113,7 @@ SCHEMA = {  # key: kind, (int or float, smallest, largest), {allowed words}, or 
     "evaluation_games": COUNT,
     "save_every": COUNT,
     "tracker": {"none", "tensorboard", "wandb"},
+    "videos": bool,
     "environment": str,
     "environments": COUNT,
     "warmup_rows": COUNT,

@@ -1,6 +1,7 @@
 """What people do with an agent: films, the window and its keys, the competition, and mistakes."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -8,8 +9,13 @@ import types
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_config
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_main import command
 
+import main as training
 import play
 import tournament
 from dreamer import Dreamer
@@ -119,6 +125,37 @@ def test_a_film_has_every_frame(suffix, every, champion, capsys):
     about = next(ffmpeg.read_frames(path))
     assert about["size"] == play.PICTURE and about["fps"] == 25 / every
     assert ffmpeg.count_frames_and_secs(path)[0] == -(-shown // every)
+
+
+def test_each_new_best_is_filmed(monkeypatch, capsys):
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    monkeypatch.setattr(play, "AFTER_GAME", 0)
+    weights = []
+    for is_filmed in (False, True):  # filming changes nothing else
+        assert training.main(command(videos=is_filmed, overwrite=True)) == 0
+        weights.append(load("checkpoints/tiny/latest.safetensors").agent.actor.state_dict())
+        assert os.path.exists("videos") == is_filmed
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert os.listdir("videos") == ["tiny_4.mp4"]
+    assert ffmpeg.count_frames_and_secs("videos/tiny_4.mp4")[0] > 20
+    capsys.readouterr()
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    assert training.main(command(videos=True, run="other")) == 2
+    assert training.main(command("pendulum.yml", videos=True, run="other")) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert "pip install imageio-ffmpeg" in errors[0] and "only hockey" in errors[1]
+    assert not os.path.exists("checkpoints/other")
+
+
+def test_agents_saved_before_there_were_videos_still_load(champion):
+    with safe_open(champion, "pt") as file:
+        metadata = file.metadata()
+    config = json.loads(metadata["config"])
+    assert config.pop("videos") is False
+    metadata["config"] = json.dumps(config)
+    metadata.pop("checksum")
+    save_file(load_file(champion), champion, metadata)
+    assert load(champion).agent.config.videos is False
 
 
 # ---------------------------------------------------------------------------- the window
