@@ -254,6 +254,7 @@ def save_video(match, path, speed=1.0):
     how |= {"fps": FPS * speed / every, "macro_block_size": 2, "output_params": output}
 
     def film(file):
+        open(file, "wb").close()  # says what is wrong with a path better than ffmpeg
         writer = imageio_ffmpeg.write_frames(file, PICTURE, **how)
         writer.send(None)
         try:

@@ -415,6 +415,8 @@ def test_mistakes_are_answered_in_one_sentence(champion, monkeypatch, capsys, tm
     assert "--games" in refused(capsys, "watch", "champion", "weak", "--games", 0)
     assert "--speed" in refused(capsys, "watch", "champion", "weak", "--speed", 0)
     assert ".mp4 or .gif" in refused(capsys, "watch", "champion", "weak", "--video", "film.avi")
+    (tmp_path / "file").touch()
+    assert "file/a.gif" in refused(capsys, "watch", "weak", "weak", "--video", "file/a.gif")
     address = ("--server-url", "localhost", "--server-port", 1, "--token", "mine")
     monkeypatch.setitem(sys.modules, "comprl", None)
     assert "pip install 'comprl @ git+" in refused(capsys, "tournament", "champion", *address)
