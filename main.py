@@ -205,13 +205,17 @@ class Training:
         if not self.is_saved:  # from here on the run can be resumed
             self.save()
         while not self.should_stop and not self.is_done():
-            if self.due:
-                getattr(self, self.due.pop(0))()
-            elif self.should_train():
-                self.train()
-                self.due = [name for name in every if is_time_to[name](agent.gradient_steps)]
-            else:
-                self.collect()
+            try:
+                if self.due:
+                    getattr(self, self.due.pop(0))()
+                elif self.should_train():
+                    self.train()
+                    self.due = [name for name in every if is_time_to[name](agent.gradient_steps)]
+                else:
+                    self.collect()
+            except (RuntimeError, ValueError):
+                self.check_agent()  # PyTorch fails in many ways when numbers went wrong: names them
+                raise
         if not self.is_saved:
             self.save()
         self.bar.close()

@@ -275,6 +275,18 @@ def test_resume_without_a_checkpoint_starts_from_nothing():
     assert train(resume="true")["gradient_steps"].tolist() == [2, 4, 6]
 
 
+def test_resume_of_a_run_killed_in_its_first_save_starts_from_nothing():
+    Path("checkpoints/tiny").mkdir(parents=True)
+    Path("checkpoints/tiny/.state.pt.part").write_bytes(b"half")
+    assert train(resume="true")["gradient_steps"].tolist() == [2, 4, 6]
+
+
+def test_resume_of_a_run_killed_between_two_renames_uses_the_one_before(copied, capsys):
+    Path("checkpoints/tiny/state.pt").unlink()
+    train(resume="true")
+    assert "resumed from checkpoints/tiny/previous.pt" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("key", "old", "new"),
     [
