@@ -86,7 +86,8 @@ class Dreamer:
             "actor": Actor(feature_size, action_size, settings),
             "critic": ScalarHead(feature_size, settings),
         }
-        self.networks["slow_critic"] = copy.deepcopy(self.networks["critic"])
+        for name in ("actor", "critic"):
+            self.networks[f"slow_{name}"] = copy.deepcopy(self.networks[name])
         for name, network in self.networks.items():
             setattr(self, name, network.to(self.device))
         precision = settings.imagination_precision
@@ -95,7 +96,7 @@ class Dreamer:
         self.return_scale = torch.zeros((), device=self.device)
         self.gradient_steps = 0
         self.world_model_parts = [
-            name for name in self.networks if name not in ("actor", "critic", "slow_critic")
+            name for name in self.networks if name.removeprefix("slow_") not in ("actor", "critic")
         ]
         self.optimizers = {
             "world_model": self._optimizer(self.world_model_parts, settings.world_model_rate),
@@ -144,7 +145,7 @@ class Dreamer:
         o = self.squash(rows)
         z = self.posterior.sample(self.posterior(h, self.encoder(o)), deterministic)
         o = o[:, : self.carried]
-        policy = self.actor(torch.cat([h, z, o], -1))
+        policy = self.slow_actor(torch.cat([h, z, o], -1))
         a = torch.tanh(policy.mean if deterministic else policy.sample())
         for part, value in zip(self.memory, (h, z, a, o), strict=True):
             part[games] = value
@@ -299,9 +300,11 @@ class Dreamer:
             objective = log_probability * (returns - values[:-1]) / scale
         assert objective.shape == entropy.shape == weights.shape, objective.shape  # (H, N)
         actor_loss = -(weights * (objective + settings.entropy * entropy)).mean()
+        norm = self._optimize("actor", actor_loss)
+        self._follow("actor")
         metrics = {
             "behavior/actor_loss": actor_loss.detach(),
-            "behavior/actor_gradient_norm": self._optimize("actor", actor_loss),
+            "behavior/actor_gradient_norm": norm,
             "behavior/entropy": entropy.detach().mean(),
             "behavior/std": torch.stack([p.base_dist.scale for p in policies]).detach().mean(),
             "behavior/return": returns.detach().mean(),
@@ -341,9 +344,7 @@ class Dreamer:
                 assert loss.shape == weights.shape, loss.shape  # (H, N)
                 total = total + share * (weights * loss).mean()
         norm = self._optimize("critic", total)
-        slow, fast = list(self.slow_critic.parameters()), list(self.critic.parameters())
-        with torch.no_grad():
-            torch._foreach_lerp_(slow, fast, settings.slow_critic)
+        self._follow("critic")
         return {
             "behavior/critic_loss": total.detach(),
             "behavior/critic_gradient_norm": norm,
@@ -357,6 +358,12 @@ class Dreamer:
     def _optimizer(self, names, learning_rate):
         """Adam over the networks of these names."""
         return torch.optim.Adam(self._parameters(names), learning_rate, eps=1e-8, fused=True)
+
+    @torch.no_grad()
+    def _follow(self, name):
+        """Moves the slow copy of a network a little towards it."""
+        slow, fast = self._parameters([f"slow_{name}"]), self._parameters([name])
+        torch._foreach_lerp_(slow, fast, self.settings[f"slow_{name}"])
 
     def _optimize(self, part, loss):
         """One optimizer step of `part` and of nothing else -> norm of its gradient, unclipped."""

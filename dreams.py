@@ -97,7 +97,7 @@ def imagine(agent, h, z, o, actions=None):
     dreamed = []
     for step in range(H_DREAM):
         if actions is None:
-            a = torch.tanh(agent.actor(torch.cat([h, z, o], -1)).mean)
+            a = torch.tanh(agent.slow_actor(torch.cat([h, z, o], -1)).mean)
         else:
             a = actions[step]
         h = agent.recurrent(h, torch.cat([z, a, o], -1))
@@ -160,7 +160,7 @@ def predictions(agent, game):
     posterior = agent.posterior(game.h, evidence)
     divergence = agent.prior.divergence(posterior, agent.prior(game.h))
     divergence[0] = torch.nan  # nothing foretells how a game starts
-    policy = agent.actor(features)
+    policy = agent.slow_actor(features)
     batch = {"reward": game.reward, "is_terminal": game.terminal}
     batch |= {"is_first": torch.zeros_like(game.reward), "is_own": torch.ones_like(game.reward)}
     batch = {name: part.unsqueeze(0) for name, part in batch.items()}

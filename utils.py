@@ -172,6 +172,7 @@ SCHEMA = {  # key: kind, (int or float, smallest, largest), {allowed words}, or 
     "dreamer.std_min": POSITIVE,
     "dreamer.std_max": POSITIVE,
     "dreamer.return_scale_decay": SHARE,
+    "dreamer.slow_actor": SHARE,
     "dreamer.slow_critic": SHARE,
     "dreamer.critic_imagination": NUMBER,
     "dreamer.critic_replay": NUMBER,

@@ -16,7 +16,7 @@ from networks import LatentHead
 from utils import UserError, load_tensors, symlog
 
 WORLD_MODEL = {"encoder", "recurrent", "posterior", "prior", "decoder", "reward", "continues"}
-BEHAVIOR = {"actor", "critic", "slow_critic"}
+BEHAVIOR = {"actor", "critic", "slow_actor", "slow_critic"}
 GRADIENTS = pytest.mark.parametrize("actor_gradient", ["dynamics", "reinforce"])
 CARRIED = pytest.mark.parametrize("observation_in_state", [True, False])
 LATENTS = pytest.mark.parametrize("latent", ["categorical", "gaussian"])
@@ -135,19 +135,31 @@ def test_actor_and_critic_do_not_touch_each_other(make_agent, actor_gradient):
         after.append(weights(agent))
     usual, fast_critic, fast_actor = after
     assert changed(usual, fast_critic) <= keys_of(usual, {"critic", "slow_critic"})
-    assert changed(usual, fast_actor) == keys_of(usual, {"actor"})
+    assert changed(usual, fast_actor) == keys_of(usual, {"actor", "slow_actor"})
     assert changed(usual, fast_critic) >= {"critic.layers.2.bias"}
 
 
-def test_the_slow_critic_follows_by_its_share(make_agent):
-    agent = make_agent(slow_critic=0.25)
+@pytest.mark.parametrize("name", ["actor", "critic"])
+def test_the_slow_copies_follow_by_their_share(make_agent, name):
+    agent = make_agent(**{f"slow_{name}": 0.25})
     state = states_of(agent, make_batch())
     before = weights(agent)
     train_behavior(agent, *flat(state), torch.ones(20))
     after = weights(agent)
-    for key in keys_of(before, {"slow_critic"}):
-        fast = after[key.replace("slow_critic", "critic")]
+    for key in keys_of(before, {f"slow_{name}"}):
+        fast = after[key.removeprefix("slow_")]
         assert torch.allclose(after[key], 0.75 * before[key] + 0.25 * fast, atol=1e-7)
+    assert f"slow_{name}.layers.2.bias" in changed(before, after)
+
+
+def test_the_slow_actor_is_the_one_that_plays(make_agent):
+    agent = make_agent()
+    rows = observations(3)
+    before = agent.player().act(rows, deterministic=True)
+    torch.nn.init.normal_(agent.actor.layers[-1].weight)
+    assert np.array_equal(before, agent.player().act(rows, deterministic=True))
+    torch.nn.init.normal_(agent.slow_actor.layers[-1].weight)
+    assert not np.allclose(before, agent.player().act(rows, deterministic=True))
 
 
 def test_free_nats_cost_nothing(make_agent):

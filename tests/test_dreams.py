@@ -51,7 +51,7 @@ def test_first_steps_equal_a_plain_computation(kind, scale, is_real):
     dreamed = dreams.imagine(agent, h, z, o, actions if is_real else None)
     assert dreamed.shape == (dreams.H_DREAM, rows, 18)
     for step in range(2):
-        a = torch.tanh(agent.actor.layers(torch.cat([h, z, o], 1))[:, :4])
+        a = torch.tanh(agent.slow_actor.layers(torch.cat([h, z, o], 1))[:, :4])
         a = actions[step] if is_real else a
         h = agent.recurrent(h, torch.cat([z, a, o], 1))
         statistics = agent.prior(h)
