@@ -27,6 +27,7 @@ from plots import read_evaluations, read_runs, run_name, write_comparison_page  
 from utils import UserError, check_writable, load_config, wilson_interval  # noqa: E402
 
 BOTS, GAMES = ("weak", "strong"), 200
+STOPPED = 75  # the exit status of main.py after a signal, all saved
 SHARES = (0.5, 0.8, 0.9, 0.95)  # of games won, the skills asked for
 OURS = {"run": "named after the config", "seed": "--seeds", "resume": "false", "overwrite": "false"}
 
@@ -99,7 +100,7 @@ class Run:
         """What went wrong, in a sentence, or None."""
         if self.process is None:
             return f"{self.name} was not started."
-        if self.process.returncode:
+        if self.process.returncode not in (0, STOPPED):
             lines = [line for line in self.log.read_text(errors="replace").splitlines() if line]
             last = lines[-1] if lines else "it said nothing"
             return f"{self.name} failed (status {self.process.returncode}): {last}"
