@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -371,11 +372,13 @@ def write_atomically(path, write, previous=None):
         os.replace(temporary, path)
         flush_folder(path.parent)
     except BaseException as error:
+        reason = one_line(error)
         with contextlib.suppress(OSError):
+            reason = "the disk is full" if shutil.disk_usage(path.parent).free < 2**16 else reason
             temporary.unlink()
         # torch reports a full disk as RuntimeError, safetensors with an error of its own
         if isinstance(error, (OSError, RuntimeError, SafetensorError)):
-            raise UserError(f"Could not write {path}: {one_line(error)}") from None
+            raise UserError(f"Could not write {path}: {reason}") from None
         raise
 
 

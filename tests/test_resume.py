@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import hockey_env
 import main
 from utils import load_config, load_sealed, save_sealed
 
@@ -151,6 +152,16 @@ def test_an_evaluation_that_was_broken_off_is_done_after_the_resume(uninterrupte
     assert load_sealed(STATE)["due"] == ["evaluate"]
     run(resume="true")
     assert numbers() == uninterrupted[0]
+
+
+def test_games_without_snapshots_start_anew_and_it_is_said(uninterrupted, monkeypatch, capsys):
+    monkeypatch.delattr(hockey_env.HockeyEnv, "get_snapshot")  # as in the lab's package
+    run(stop_after=40)
+    filled = len(load_sealed(STATE)["replay"]["rows"])
+    run(resume="true")
+    assert "start anew" in capsys.readouterr().out
+    assert load_sealed(STATE)["replay"]["rows"][filled, :, -2].all()
+    assert len(numbers()) == len(uninterrupted[0])
 
 
 PARTS = [  # where the checkpoint holds what must not be forgotten

@@ -144,6 +144,26 @@ def test_folders_deleted_while_running_come_back():
     assert resumed == numbers()
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
+def test_memory_stays_flat_once_the_replay_is_full():
+    keys = {"gradient_steps": 10**6, "train_ratio": 0.5, "evaluate_every": 10**6}
+    keys |= {"opponents.snapshot_every": 100, "save_every": 100, "log_every": 100}
+    training, sizes = main.Training(load_config("hockey.yml", arguments(**keys))), []
+    real = training.collect
+
+    def collect():
+        real()
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        sizes.append(pages * os.sysconf("SC_PAGESIZE") / 2**20)
+        training.should_stop = training.environment_steps >= 20000
+
+    training.collect = collect
+    training.run()
+    half = sizes[len(sizes) // 2 :]
+    print(f"{min(half):.0f} to {max(half):.0f} MiB in {training.agent.gradient_steps} steps")
+    assert max(half) < 1.05 * min(half)
+
+
 @pytest.mark.parametrize("part", ["encoder", "actor", "slow_critic"])
 def test_an_agent_that_went_wrong_is_never_saved(part):
     training = main.Training(load_config("hockey.yml", arguments()))
