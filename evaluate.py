@@ -2,6 +2,7 @@
 
 python evaluate.py checkpoints/hockey/best.safetensors --against weak strong --games 200
 python evaluate.py --league checkpoints/a.safetensors checkpoints/b.safetensors weak strong
+python evaluate.py --compare metrics/a_seed0.csv metrics/a_seed1.csv metrics/b_seed0.csv
 """
 
 import argparse
@@ -15,7 +16,8 @@ import numpy as np
 from dreamer import Dreamer
 from hockey_wrapper import HockeyGames, OneOpponent
 from opponents import load
-from utils import UserError, wilson_interval
+from plots import read_runs, write_comparison_page
+from utils import UserError, check_writable, wilson_interval
 
 
 @dataclass
@@ -30,13 +32,15 @@ class Result:
         """Wins, draws, losses among the chosen games (default: all)."""
         return tuple(int((self.winner[chosen] == value).sum()) for value in (1, 0, -1))
 
-    def metrics(self):
-        """Shares of wins, draws and losses, and the number of games, for the CSV."""
+    def metrics(self, name=None):
+        """Shares of wins, draws and losses, and the number of games, for the CSV.
+
+        `name` is what to call the opponent there (default: its own name).
+        """
         games = len(self.winner)
-        shares = {name: count / games for name, count in self._named()}
-        return {
-            f"evaluation/{self.opponent}/{k}": v for k, v in (shares | {"games": games}).items()
-        }
+        shares = {result: count / games for result, count in self._named()}
+        prefix = f"evaluation/{name or self.opponent}"
+        return {f"{prefix}/{key}": value for key, value in (shares | {"games": games}).items()}
 
     def win_rate(self):
         """The share of games won; a draw is not a win."""
@@ -143,12 +147,14 @@ def main(arguments=None):
     parser.add_argument("checkpoint", nargs="?", help=agent)
     parser.add_argument("--against", nargs="+", default=["weak", "strong"], help="opponents")
     parser.add_argument("--league", nargs="*", metavar="PLAYER", help="instead: a round robin")
-    parser.add_argument("--page", default="plots/league.html", help="where the league is drawn")
+    parser.add_argument("--compare", nargs="+", metavar="CSV", help="instead: draw runs together")
+    parser.add_argument("--page", help="of the league or comparison (default: plots/<which>.html)")
     parser.add_argument("--games", type=int, help="per opponent (200) or pair of the league (100)")
     parser.add_argument("--seed", type=int, default=0, help="of games and opponents")
     options = parser.parse_args(arguments)
-    if (options.checkpoint is None) == (options.league is None):
-        parser.error("name a checkpoint, or all players after --league")
+    tasks = (options.checkpoint, options.league, options.compare)
+    if sum(task is not None for task in tasks) != 1:
+        parser.error("name a checkpoint, or all players after --league, or CSVs after --compare")
     if options.games is None:
         options.games = 200 if options.league is None else 100
     try:
@@ -157,7 +163,15 @@ def main(arguments=None):
         if options.league is not None:
             from league import report  # not above: it builds on this file
 
-            report(options.league, options.games, options.seed, options.page)
+            page = options.page or "plots/league.html"
+            report(options.league, options.games, options.seed, page)
+            return 0
+        if options.compare is not None:
+            page = Path(options.page or "plots/compare.html")
+            runs = read_runs(options.compare)
+            check_writable(page.parent)
+            write_comparison_page(runs, page, "comparison")
+            print(f"The page: {page}")
             return 0
         agent = Dreamer.load(find_agent(options.checkpoint))
         if agent.sizes != (18, 4):

@@ -195,30 +195,34 @@ class Training:
         One thing at a time: wherever a checkpoint is written, the next thing to do is known.
         """
         config, agent = self.config, self.agent
-        every = {"evaluate": config.evaluate_every, "log": config.log_every}
-        every |= {"save": config.save_every}
-        if self.is_hockey:
-            every = {"add_snapshot": config.opponents.snapshot_every} | every
+        every = {"evaluate": config.evaluate_every}
+        if self.is_hockey:  # after the evaluation, which asks how it does against former selves
+            every |= {"add_snapshot": config.opponents.snapshot_every}
+        every |= {"log": config.log_every, "save": config.save_every}
         is_time_to = {name: Every(steps, agent.gradient_steps) for name, steps in every.items()}
-        self.bar = tqdm(total=config.gradient_steps, initial=agent.gradient_steps, unit="step")
-        self.bar.set_description("warm-up")
-        if not self.is_saved:  # from here on the run can be resumed
-            self.save()
-        while not self.should_stop and not self.is_done():
-            try:
-                if self.due:
-                    getattr(self, self.due.pop(0))()
-                elif self.should_train():
-                    self.train()
-                    self.due = [name for name in every if is_time_to[name](agent.gradient_steps)]
-                else:
-                    self.collect()
-            except (RuntimeError, ValueError):
-                self.check_agent()  # PyTorch fails in many ways when numbers went wrong: names them
-                raise
-        if not self.is_saved:
-            self.save()
-        self.bar.close()
+        done, total = agent.gradient_steps, config.gradient_steps
+        with tqdm(total=total, initial=done, unit="step", desc="warm-up") as self.bar:
+            if not self.is_saved:  # from here on the run can be resumed
+                self.save()
+            while not self.should_stop and not self.is_done():
+                self.advance(is_time_to)
+            if not self.is_saved:
+                self.save()
+
+    def advance(self, is_time_to):
+        """The next thing: what is due after the last gradient step, or another one, or collect."""
+        try:
+            if self.due:
+                getattr(self, self.due.pop(0))()
+            elif self.should_train():
+                self.train()
+                step = self.agent.gradient_steps
+                self.due = [name for name, is_time in is_time_to.items() if is_time(step)]
+            else:
+                self.collect()
+        except (RuntimeError, ValueError):
+            self.check_agent()  # PyTorch fails in many ways when numbers went wrong: names them
+            raise
 
     def is_done(self):
         """Whether all gradient steps are done, and what follows the last one."""
@@ -309,7 +313,7 @@ class Training:
         self.bar.update(1)
 
     def evaluate(self):
-        """Plays against the bots; the agent with the best worst case is kept as best."""
+        """Plays evaluation games; the agent with the best worst case is kept as best."""
         began, agent = time.time(), Interruptible(self.agent, self)
         self.check_agent()
         try:
@@ -325,13 +329,22 @@ class Training:
         self.metrics.add_time("evaluate", began)
 
     def judge(self, agent):
-        """One evaluation -> its metrics, and the score by which the best agent is kept."""
+        """One evaluation -> its metrics, and the score by which the best agent is kept.
+
+        In hockey that is the worst case: of the win rates against the bots, and against former
+        selves of wins / losses, where 1 is enough: who holds its own has forgotten nothing.
+        """
         if self.is_hockey:
             games, seed = self.config.evaluation_games, self.agent.gradient_steps
-            results = evaluate(agent, ("weak", "strong"), games, seed)
-            metrics = {key: value for result in results for key, value in result.metrics().items()}
-            score = min(result.win_rate() for result in results)
-            self.latest = {result.opponent: f"{result.win_rate():.0%}" for result in results}
+            metrics, scores, self.latest = {}, [], {}
+            for name, spec in self.pool.rivals().items():
+                [result] = evaluate(agent, [spec], games, seed)
+                metrics |= result.metrics(name)
+                wins, _, losses = result.counts()
+                is_bot = name == spec
+                scores.append(result.win_rate() if is_bot else min(1.0, wins / max(1, losses)))
+                self.latest |= {name: f"{result.win_rate():.0%}"} if is_bot else {}
+            score = min(scores)
         else:
             episodes = make_environment(self.config, self.config.evaluation_games, None)
             score = evaluate_return(agent, episodes, self.agent.gradient_steps)
@@ -349,8 +362,9 @@ class Training:
 
     def log(self):
         """Writes a row of the CSV and the page, and shows the rates."""
+        self.metrics.add({"world_model/free_nats": self.config.dreamer.free_nats})
         if self.is_hockey:
-            self.metrics.add(self.pool.mix())
+            self.metrics.add(self.pool.mix() | self.pool.ages(self.agent.gradient_steps))
         row = self.metrics.write(
             gradient_steps=self.agent.gradient_steps,
             environment_steps=self.environment_steps,

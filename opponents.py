@@ -166,6 +166,21 @@ class OpponentPool:
         mix |= {name: n for name, n in self.played.items() if not name.startswith("snapshot")}
         return {f"opponents/{name}": number / total for name, number in sorted(mix.items())}
 
+    def rivals(self):
+        """Whom an evaluation asks for: name -> what `load` takes, a bot or one of our snapshots."""
+        paths, count = list(self.snapshots), len(self.snapshots)
+        chosen = {"oldest": 0, "middle": count // 2, "newest": count - 1} if count > 2 else {}
+        selves = {name: paths[index] for name, index in chosen.items()}
+        return {"weak": "weak", "strong": "strong"} | selves
+
+    def ages(self, gradient_step):
+        """Metrics: how many gradient steps ago these snapshots were taken."""
+        selves = {name: path for name, path in self.rivals().items() if name not in BOTS}
+        return {
+            f"pool/{name}": gradient_step - int(Path(path).stem.removeprefix("snapshot_"))
+            for name, path in selves.items()
+        }
+
     def members(self):
         """All opponents that can be chosen."""
         return [*self.bots.values(), *self.files.values(), *self.snapshots.values()]

@@ -32,6 +32,7 @@ RESULTS = {"wins": "#2f7ed8", "draws": "#8f959c", "losses": "#e0703a"}
 SHARED = {
     "world_model": {"KL": ["kl_dynamics", "kl_representation", "free_nats"]},
     "train": {"results": list(RESULTS)},
+    "pool": {"snapshots' age in gradient steps": ["oldest", "middle", "newest"]},
 }
 
 

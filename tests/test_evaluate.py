@@ -49,6 +49,7 @@ def test_counts_and_rates_by_hand():
     assert result.counts(result.we_started) == (3, 1, 0)
     expected = {"wins": 0.5, "draws": 0.25, "losses": 0.25, "games": 8}
     assert result.metrics() == {f"evaluation/strong/{k}": v for k, v in expected.items()}
+    assert list(result.metrics("oldest"))[0] == "evaluation/oldest/wins"
     low, high = wilson_interval(0.5, 8)
     text = str(result)
     assert "8 games, 4 won, 2 drawn, 2 lost" in text and "\n" not in text
@@ -176,3 +177,14 @@ def test_wrong_arguments_leave_with_status_2(arguments):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
+
+
+def test_runs_are_compared_on_one_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    head = "gradient_steps,environment_steps,minutes,evaluation/weak/wins,evaluation/weak/games"
+    for seed in (0, 1):
+        Path(f"a_seed{seed}.csv").write_text(f"{head}\n10,100,1,0.{seed + 2},8\n20,200,2,0.5,8\n")
+    assert main(["--compare", "a_seed0.csv", "a_seed1.csv"]) == 0
+    assert Path("plots/compare.html").exists() and "compare.html" in capsys.readouterr().out
+    assert main(["--compare", "a_seed0.csv", "none.csv"]) == 2
+    assert capsys.readouterr().err == "evaluate.py: There is no file none.csv.\n"

@@ -15,6 +15,7 @@ import torch
 
 import main
 from dreamer import Dreamer
+from evaluate import Result
 from utils import load_config, load_sealed, load_tensors
 
 TINY = {
@@ -196,9 +197,33 @@ def test_pendulum_trains(capsys):
     assert Dreamer.load("checkpoints/tiny/latest.safetensors").sizes == (3, 1)
     more = train(config="pendulum.yml", resume="true", gradient_steps=8)
     assert more["gradient_steps"].tolist() == [2, 4, 6, 8]
+    assert capsys.readouterr().out.count("start anew") == 1
 
 
 @pytest.mark.filterwarnings("ignore:.*precision lowered")
+def test_forgetting_is_watched():
+    table = train(evaluate_every=6, opponents__snapshot_every=1)
+    for name, age in (("oldest", 5), ("middle", 2), ("newest", 0)):
+        assert table[f"evaluation/{name}/games"].dropna().tolist() == [4]
+        assert table[f"pool/{name}"].iloc[-1] == age
+
+
+@pytest.mark.parametrize("theirs, score", [([1, 1, -1, 0], 0.75), ([1, 0, -1, -1], 0.5)])
+def test_the_best_agent_is_the_one_with_the_best_worst_case(monkeypatch, theirs, score):
+    training = built()
+    training.pool.rivals = lambda: {"weak": "weak", "strong": "strong", "oldest": "an.agent"}
+    winner = {"weak": [1, 1, 1, 1], "strong": [1, 1, 1, -1], "an.agent": theirs}
+
+    def evaluate(agent, names, games, seed):
+        started = np.zeros(4, bool)
+        return [Result(name, np.array(winner[name]), started) for name in names]
+
+    monkeypatch.setattr(main, "evaluate", evaluate)
+    metrics, found = training.judge(training.agent)
+    assert found == score
+    assert metrics["evaluation/oldest/losses"] == theirs.count(-1) / 4
+
+
 def test_an_evaluation_plays_as_many_episodes_as_the_config_says(monkeypatch):
     played = []
     monkeypatch.setattr(

@@ -223,6 +223,20 @@ def test_only_the_newest_snapshots_are_kept(saved):
     assert set(shares_of(pool)) == {"snapshot_3", "snapshot_4"}
 
 
+def test_an_evaluation_asks_for_both_bots_and_three_former_selves(saved):
+    pool = make_pool(snapshots=1, snapshots_kept=4)
+    bots = {"weak": "weak", "strong": "strong"}
+    paths = [str(saved(f"snapshot_{number:07d}")) for number in range(10, 60, 10)]
+    for path in paths[:2]:
+        pool.add_snapshot(path)
+    assert pool.rivals() == bots and pool.ages(60) == {}
+    for path in paths[2:]:
+        pool.add_snapshot(path)
+    selves = {"oldest": paths[1], "middle": paths[3], "newest": paths[4]}
+    assert pool.rivals() == bots | selves
+    assert pool.ages(60) == {"pool/oldest": 40, "pool/middle": 20, "pool/newest": 10}
+
+
 def test_the_mix_adds_up_to_one():
     pool = make_pool(weak=1.0)
     assert sum(pool.mix().values()) == 0
