@@ -121,12 +121,13 @@ class Dreamer:
         self.memory = [torch.zeros(games, width, device=self.device) for width in widths]
 
     @torch.no_grad()
-    def act(self, observation, deterministic=False, games=None):
+    def act(self, observation, deterministic=False, games=None, plan=False):
         """Actions in [-1, 1] for observations (n, O), or for a single one (O,), as NumPy float32.
 
-        Remembers h, z and the action of each game, so call it once per decision and `reset` when
-        a game starts. `games` says which of the remembered games the rows belong to. Raises
-        ValueError for a shape that does not fit.
+        A sample of the policy, its mean (`deterministic`), or what looking ahead finds to be best
+        (`plan`). Remembers h, z and the action of each game, so call it once per decision and
+        `reset` when a game starts. `games` says which of the remembered games the rows belong to.
+        Raises ValueError for a shape that does not fit.
         """
         observation = torch.from_numpy(np.asarray(observation, np.float32)).to(self.device)
         if observation.ndim not in (1, 2) or observation.shape[-1] != self.sizes[0]:
@@ -143,13 +144,45 @@ class Dreamer:
             raise ValueError(f"{len(rows)} observations for {len(h)} games; call reset() between")
         h = self.recurrent(h, torch.cat([z, a, o], -1))
         o = self.squash(rows)
-        z = self.posterior.sample(self.posterior(h, self.encoder(o)), deterministic)
+        z = self.posterior.sample(self.posterior(h, self.encoder(o)), deterministic or plan)
         o = o[:, : self.carried]
         policy = self.slow_actor(torch.cat([h, z, o], -1))
-        a = torch.tanh(policy.mean if deterministic else policy.sample())
+        if plan:
+            a = self.plan(h, z, o, policy)
+        else:
+            a = torch.tanh(policy.mean if deterministic else policy.sample())
         for part, value in zip(self.memory, (h, z, a, o), strict=True):
             part[games] = value
         return a.reshape(*observation.shape[:-1], -1).cpu().numpy()
+
+    def plan(self, h, z, o, policy, candidates=8, futures=4, horizon=3):
+        """The best of several first actions from states (n, .), judged in imagination -> (n, A).
+
+        Candidates are the policy's mean and samples. Each is followed by means of the policy, in
+        several futures; its worth is the mean of their rewards and of the value where they end.
+        All candidates meet the same chance, so that luck decides nothing between them. Random
+        shooting with a policy prior, as in TD-MPC (Hansen et al., arXiv 2203.04955), one decision
+        deep.
+        """
+        games = len(h)
+        samples = policy.sample((candidates - 1,))
+        first = torch.tanh(torch.cat([policy.mean.unsqueeze(0), samples]))  # (candidates, n, A)
+        h, z, o = (part.repeat(candidates, futures, 1) for part in (h, z, o))  # (., futures * n, .)
+        a, worth, discount = first.repeat(1, futures, 1), 0.0, 1.0
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.imagines_in_bfloat16):
+            for _ in range(horizon):
+                h = self.recurrent(h, torch.cat([z, a, o], -1))
+                z = self.prior.sample(self.prior(h), alike=True)
+                if self.carried:
+                    o = self.decode(h, z, o)
+                feature = torch.cat([h, z, o], -1)
+                worth = worth + discount * self.reward.mean(self.reward(feature))
+                going_on = torch.sigmoid(self.continues(feature).squeeze(-1))
+                discount = discount * self.settings.discount * going_on
+                a = torch.tanh(self.slow_actor(feature).mean)
+            worth = worth + discount * self.slow_critic.mean(self.slow_critic(feature))
+        best = worth.unflatten(1, (futures, games)).mean(1).argmax(0)  # (n,)
+        return first[best, torch.arange(games, device=self.device)]
 
     def player(self):
         """The same agent with the same networks, but with a memory of its own."""

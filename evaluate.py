@@ -73,13 +73,14 @@ class Result:
         return text
 
 
-def play_games(agent, opponent, games, seed=0):
+def play_games(agent, opponent, games, seed=0, plan=False):
     """Plays `games` games side by side, deterministically, against an opponent made for that many.
 
     Both sides and both starts come up equally often if `games` is a multiple of four. The games
-    are normal ones of the game and frame skip in the agent's own config. Returns a `Result`.
+    are normal ones of the game and frame skip in the agent's own config; `plan`: it looks ahead
+    (see `Dreamer.plan`). Returns a `Result`.
     """
-    act = partial(agent.player().act, deterministic=True)
+    act = partial(agent.player().act, deterministic=True, plan=plan)
     return play(act, opponent, games, agent.config.hockey, seed)
 
 
@@ -100,9 +101,9 @@ def play(act, opponent, games, settings, seed=0):
     return Result(opponent.name, winner, table.we_start.copy())
 
 
-def evaluate(agent, opponents, games, seed=0):
+def evaluate(agent, opponents, games, seed=0, plan=False):
     """One `Result` for each opponent named (see `opponents.load`)."""
-    return [play_games(agent, load(name, games, seed), games, seed) for name in opponents]
+    return [play_games(agent, load(name, games, seed), games, seed, plan) for name in opponents]
 
 
 def evaluate_return(agent, environments, seed=0):
@@ -150,6 +151,7 @@ def main(arguments=None):
     parser.add_argument("--compare", nargs="+", metavar="CSV", help="instead: draw runs together")
     parser.add_argument("--page", help="of the league or comparison (default: plots/<which>.html)")
     parser.add_argument("--games", type=int, help="per opponent (200) or pair of the league (100)")
+    parser.add_argument("--plan", action="store_true", help="agents look ahead before each action")
     parser.add_argument("--seed", type=int, default=0, help="of games and opponents")
     options = parser.parse_args(arguments)
     tasks = (options.checkpoint, options.league, options.compare)
@@ -164,7 +166,7 @@ def main(arguments=None):
             from league import report  # not above: it builds on this file
 
             page = options.page or "plots/league.html"
-            report(options.league, options.games, options.seed, page)
+            report(options.league, options.games, options.seed, page, options.plan)
             return 0
         if options.compare is not None:
             page = Path(options.page or "plots/compare.html")
@@ -177,7 +179,7 @@ def main(arguments=None):
         if agent.sizes != (18, 4):
             raise UserError(f"{options.checkpoint} was not trained for hockey.")
         for name in options.against:
-            print(*evaluate(agent, [name], options.games, options.seed), flush=True)
+            print(*evaluate(agent, [name], options.games, options.seed, options.plan), flush=True)
     except UserError as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2

@@ -128,24 +128,25 @@ def find_players(specs):
     return players
 
 
-def seat(player, games, seed):
+def seat(player, games, seed, plan=False):
     """The same player anew, without memories, for so many games side by side."""
     if isinstance(player, AgentOpponent):
-        return AgentOpponent(player.agent, games, player.name, deterministic=True)
+        return AgentOpponent(player.agent, games, player.name, deterministic=True, plan=plan)
     return load(player.name, games, seed)
 
 
-def play_league(players, games, seed=0):
+def play_league(players, games, seed=0, plan=False):
     """Lets every pair play so many games, a multiple of four: a `League`.
 
     Every pair starts from the same positions, so its games don't depend on who else takes part.
+    `plan`: agents look ahead.
     """
     settings = load_config("hockey.yml", ["hockey.frame_skip=1", "hockey.game=built-in"]).hockey
     played = {}
     pairs = list(combinations(players, 2))
     for one, two in tqdm(pairs, "pairs", leave=False, disable=None):
-        act = seat(one, games, seed).act
-        opponent = seat(two, games, seed + 1)
+        act = seat(one, games, seed, plan).act
+        opponent = seat(two, games, seed + 1, plan)
         played[one.name, two.name] = play(act, opponent, games, settings, seed)
     return League(played, rate(played, seed))
 
@@ -170,7 +171,7 @@ def rate(played, seed=0):
     return {name: (rating.mu, rating.sigma) for name, rating in ratings.items()}
 
 
-def report(specs, games, seed, page):
+def report(specs, games, seed, page, plan=False):
     """Plays, prints the league and draws its page. Raises `UserError` for what can't be played."""
     if games % 4:
         raise UserError(
@@ -179,7 +180,7 @@ def report(specs, games, seed, page):
         )
     players = find_players(specs)
     check_writable(Path(page).parent)
-    league = play_league(players, games, seed)
+    league = play_league(players, games, seed, plan)
     print(league, flush=True)
     write_league(league, page, f"{games} {SUMMARY}" + ("" if league.ratings else f" {NO_RATINGS}"))
     print(f"\nThe page: {page}")

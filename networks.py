@@ -82,16 +82,21 @@ class LatentHead(nn.Module):
         mean, std = hidden.unflatten(-1, (2, self.size)).unbind(-2)
         return torch.stack([mean, F.softplus(std) + 0.1], -2)
 
-    def sample(self, statistics, deterministic=False):
-        """A sample with (straight-through) gradient, or the mode -> (..., G*C)."""
+    def sample(self, statistics, deterministic=False, alike=False):
+        """A sample with (straight-through) gradient, or the mode -> (..., G*C).
+
+        `alike`: the same random numbers for all of the first dimension.
+        """
         if not self.categorical:
             mean, std = statistics.unbind(-2)
-            return mean if deterministic else mean + std * torch.randn_like(std)
+            noise = torch.randn_like(std[:1] if alike else std)
+            return mean if deterministic else mean + std * noise
         if deterministic:
             index = statistics.argmax(-1, keepdim=True)
         else:  # one uniform number per variable, looked up in the cumulative distribution
             cumulative = statistics.detach().cumsum(-1)[..., :-1]
-            index = (torch.rand_like(statistics[..., :1]) > cumulative).sum(-1, keepdim=True)
+            uniform = torch.rand_like((statistics[:1] if alike else statistics)[..., :1])
+            index = (uniform > cumulative).sum(-1, keepdim=True)
         one_hot = torch.zeros_like(statistics).scatter_(-1, index, 1.0)
         return (one_hot + statistics - statistics.detach()).flatten(-2)
 

@@ -4,6 +4,7 @@ Every opponent has `reset(games)` and `act(observations, games)`, called once pe
 its own view of the game; without `games` they also take a single game's 18 numbers.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +40,10 @@ class RandomPlayer:
 class AgentOpponent:
     """A trained agent as an opponent: keeps its frame skip and its memory of each game."""
 
-    def __init__(self, agent, games, name, deterministic=False):
+    def __init__(self, agent, games, name, deterministic=False, plan=False):
         """Plays `agent` (its networks, with an own memory) in so many games side by side."""
-        self.agent, self.name, self.deterministic = agent.player(), name, deterministic
+        self.agent, self.name = agent.player(), name
+        self.decide = partial(self.agent.act, deterministic=deterministic, plan=plan)
         if self.agent.sizes != (18, 4):
             raise UserError(f"{name} was not trained for hockey: it has sizes {agent.sizes}.")
         self.agent.remember(games)
@@ -63,9 +65,7 @@ class AgentOpponent:
         decides = self.frame[games] % self.agent.config.hockey.frame_skip == 0
         if decides.any():
             chosen = games[decides]
-            self.action[chosen] = self.agent.act(
-                observations[decides], self.deterministic, games=chosen
-            )
+            self.action[chosen] = self.decide(observations[decides], games=chosen)
         self.frame[games] += 1
         return self.action[games]
 
@@ -85,10 +85,11 @@ class AgentOpponent:
             part.copy_(value)
 
 
-def load(spec, games=1, seed=0, deterministic=True, device="cpu"):
+def load(spec, games=1, seed=0, deterministic=True, device="cpu", plan=False):
     """The opponent that `spec` names: weak, strong, random, or the path of a saved agent.
 
-    It plays in `games` games side by side. Raises `UserError` if there is no such opponent.
+    It plays in `games` games side by side; `deterministic` and `plan` are those of `Dreamer.act`.
+    Raises `UserError` if there is no such opponent.
     """
     spec = str(spec)
     seeds = np.random.SeedSequence(seed).generate_state(games)
@@ -99,7 +100,7 @@ def load(spec, games=1, seed=0, deterministic=True, device="cpu"):
         return PerGame([BasicOpponent(weak=weak, seed=int(s)) for s in seeds], spec)
     if Path(spec).suffix != ".safetensors":
         raise UserError(f"'{spec}' is no opponent: name {', '.join(BOTS)} or a .safetensors file.")
-    return AgentOpponent(Dreamer.load(spec, device), games, Path(spec).stem, deterministic)
+    return AgentOpponent(Dreamer.load(spec, device), games, Path(spec).stem, deterministic, plan)
 
 
 class OpponentPool:

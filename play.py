@@ -279,7 +279,7 @@ def watch(options):
     """Shows or films games of two players."""
     players = [find_player(name) for name in (options.agent, options.opponent)]
     names = [called(player) for player in players]
-    left, right = (load(player, seed=options.seed + i) for i, player in enumerate(players))
+    left, right = (load(p, seed=options.seed + i, plan=True) for i, p in enumerate(players))
     match = Match(left, right, names, options.games, options.seed)
     if options.video:
         save_video(match, options.video, options.speed)
@@ -291,7 +291,7 @@ def watch(options):
 def human(options):
     """Lets a person play against an agent or a bot."""
     path = find_player(options.opponent)
-    sides = [load(path, seed=options.seed)]
+    sides = [load(path, seed=options.seed, plan=True)]
     window = Window(Keyboard.KEYS)
     place = 1 if options.right else 0
     sides.insert(place, Keyboard(window, 1 - 2 * place))

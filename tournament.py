@@ -124,7 +124,7 @@ def log_score(name, is_won, ours, theirs, rounds):
 def connect(player, host, port, token):
     """Plays until the connection ends; leaves the process with how it did."""
     torch.set_num_threads(1)
-    contestant = Contestant(load(player))
+    contestant = Contestant(load(player, plan=True))
     contestant.act(np.zeros(18))  # the first call is slow
     client = make_client(contestant, called(player))
     client.run(token, host, port)

@@ -188,8 +188,8 @@ class Stranger:
         """Nothing to forget."""
 
     @torch.no_grad()
-    def act(self, observations, deterministic=True, games=None):
-        """Observations (n, 18) -> actions (n, 4), always the deterministic ones."""
+    def act(self, observations, deterministic=True, games=None, plan=False):
+        """Observations (n, 18) -> actions (n, 4), always the deterministic ones: no model."""
         return self.actor(torch.from_numpy(np.asarray(observations, np.float32))).numpy()
 
 
@@ -228,7 +228,7 @@ def play(options):
             result = play_games(stranger, load(bot, games, seed), games, seed)
             print(f"  stranger against {bot}: {summary(result)}", flush=True)
         opponent = AgentOpponent(stranger, games, path.stem, deterministic=True)
-        result = play_games(champion, opponent, games, seed)
+        result = play_games(champion, opponent, games, seed, options.plan)
         print(f"  {Path(options.champion).stem} against stranger: {summary(result)}", flush=True)
 
 
@@ -242,6 +242,7 @@ def main(arguments=None):
     playing = commands.add_parser("play", help="play an agent against all saved strangers")
     playing.add_argument("champion", help="a .safetensors file, or a folder with best.safetensors")
     playing.add_argument("--games", type=int, default=200, help="games of each pair")
+    playing.add_argument("--plan", action="store_true", help="the champion looks ahead")
     for command, function in ((training, train_and_save), (playing, play)):
         command.add_argument("--folder", default="strangers", help="where the strangers are saved")
         command.add_argument("--seed", type=int, default=0, help="of everything random")

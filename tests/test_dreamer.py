@@ -635,10 +635,20 @@ def test_the_critic_finds_the_value_of_a_chain(make_agent, observation_in_state)
         assert values[is_here].mean().item() == pytest.approx(expected, abs=0.15)
 
 
+def signs_that_pay():
+    """A replay of one-decision games: the observation +-1 times the action is paid, twice."""
+    replay = ReplayBuffer(2000, 8, 1, 1)
+    for _ in range(125):
+        sign, action = torch.randint(2, (8, 1)) * 2.0 - 1, torch.rand(8, 1) * 2 - 1
+        ones, zeros = torch.ones(8), torch.zeros(8)
+        replay.add(sign, 0 * action, zeros, ones, zeros)
+        replay.add(0 * sign, action, 2 * sign * action, zeros, ones)
+    return replay
+
+
 @GRADIENTS
 @CARRIED
 def test_the_actor_finds_the_sign_that_pays(make_agent, actor_gradient, observation_in_state):
-    """One decision: the observation +-1 times the action is paid, and the game ends."""
     agent = make_agent(
         sizes=(1, 1),
         actor_gradient=actor_gradient,
@@ -647,14 +657,45 @@ def test_the_actor_finds_the_sign_that_pays(make_agent, actor_gradient, observat
         world_model_head_start=300,
         **QUICK,
     )
-    replay = ReplayBuffer(2000, 8, 1, 1)
-    for _ in range(125):
-        sign, action = torch.randint(2, (8, 1)) * 2.0 - 1, torch.rand(8, 1) * 2 - 1
-        ones, zeros = torch.ones(8), torch.zeros(8)
-        replay.add(sign, 0 * action, zeros, ones, zeros)
-        replay.add(0 * sign, action, 2 * sign * action, zeros, ones)
+    replay = signs_that_pay()
     for _ in range(420):
         agent.train_step(replay.sample(16, 4))
     agent.reset()
     actions = agent.act(np.array([[1.0], [-1.0]], np.float32), deterministic=True).flatten()
     assert actions[0] > 0.4 and actions[1] < -0.4
+
+
+@CARRIED
+@LATENTS
+def test_planning_finds_the_sign_that_pays_without_an_actor(
+    make_agent, latent, observation_in_state
+):
+    settings = {"latent": latent, "observation_in_state": observation_in_state} | QUICK
+    agent = make_agent(sizes=(1, 1), world_model_head_start=1000, **settings)
+    replay = signs_that_pay()
+    for _ in range(300):
+        agent.train_step(replay.sample(16, 4))
+    signs = np.repeat(np.array([[1.0], [-1.0]], np.float32), 50, 0)
+    means, plans = agent.player(), agent.player()
+    assert abs(means.act(signs, deterministic=True)).max() < 0.2
+    actions = plans.act(signs, plan=True)
+    assert actions.shape == (100, 1) and abs(actions).max() <= 1
+    assert actions[:50].mean() > 0.3 and actions[50:].mean() < -0.3
+    assert np.array_equal(plans.memory[2].numpy(), actions)  # what it remembers to have done
+
+
+def test_a_plan_without_a_choice_is_the_policys_mean(make_agent):
+    agent = make_agent()
+    h, z, o = flat(states_of(agent, make_batch()))
+    policy = agent.slow_actor(torch.cat([h, z, o], -1))
+    with torch.no_grad():
+        assert torch.equal(agent.plan(h, z, o, policy, candidates=1), torch.tanh(policy.mean))
+
+
+@LATENTS
+def test_samples_may_meet_the_same_chance(make_agent, latent):
+    head = make_agent(latent=latent).prior
+    rows = head(torch.randn(5, 32)).expand(6, -1, -1, -1)
+    alike, free = head.sample(rows, alike=True), head.sample(rows)
+    assert torch.equal(alike, alike[:1].expand_as(alike))
+    assert not torch.equal(free, free[:1].expand_as(free))

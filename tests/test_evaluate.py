@@ -25,7 +25,7 @@ class BotAgent:
     def player(self):
         return self
 
-    def act(self, observations, deterministic=False):
+    def act(self, observations, deterministic=False, plan=False):
         return self.bot.act(observations)
 
 
@@ -93,6 +93,18 @@ def test_one_seed_reproduces_and_another_differs(agent):
     torch.rand(3)
     assert np.array_equal(first, play(1))
     assert not all(np.array_equal(first, play(seed)) for seed in (2, 3))
+
+
+def test_planning_changes_what_is_played(agent):
+    plain, planned = (
+        play_games(agent, load("weak", 4), 4, seed=3, plan=plan) for plan in (False, True)
+    )
+    assert plain.we_started.tolist() == planned.we_started.tolist()
+    policy = agent.player(), agent.player()
+    rows = np.random.default_rng(0).normal(size=(4, 18))
+    assert not np.array_equal(
+        policy[0].act(rows, deterministic=True), policy[1].act(rows, plan=True)
+    )
 
 
 def test_evaluating_does_not_disturb_the_agents_own_games(agent):
