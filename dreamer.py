@@ -155,7 +155,7 @@ class Dreamer:
             part[games] = value
         return a.reshape(*observation.shape[:-1], -1).cpu().numpy()
 
-    def plan(self, h, z, o, policy, candidates=8, futures=4, horizon=3):
+    def plan(self, h, z, o, policy, candidates=8, futures=2, horizon=5):
         """The best of several first actions from states (n, .), judged in imagination -> (n, A).
 
         Candidates are the policy's mean and samples. Each is followed by means of the policy, in
