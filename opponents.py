@@ -47,6 +47,7 @@ class AgentOpponent:
         if self.agent.sizes != (18, 4):
             raise UserError(f"{name} was not trained for hockey: it has sizes {agent.sizes}.")
         self.agent.remember(games)
+        self.frame_skip = agent.config.hockey.frame_skip  # asking a config takes its time
         self.frame = np.zeros(games, int)  # since the game's start
         self.action = np.zeros((games, 4), np.float32)
 
@@ -62,7 +63,7 @@ class AgentOpponent:
         if observations.ndim == 1:
             return self.act(observations[None], [0])[0]
         games = np.arange(len(self.frame)) if games is None else np.asarray(games)
-        decides = self.frame[games] % self.agent.config.hockey.frame_skip == 0
+        decides = self.frame[games] % self.frame_skip == 0
         if decides.any():
             chosen = games[decides]
             self.action[chosen] = self.decide(observations[decides], games=chosen)

@@ -42,6 +42,18 @@ def matrix_rate(device, dtype, size=2048, repeats=7):
     return 2 * size**3 / statistics.median(seconds) / 1e9
 
 
+def peak_memory(device):
+    """The most memory so far in MB: of the device's tensors, or of this whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
 class Subject:
     """An agent with a replay of noise, and stop-watches at the seams of its step."""
 
@@ -160,6 +172,7 @@ def main():
             if turn == 3:  # the first steps warm up
                 subject.seconds = {part: [] for part in PARTS}
             subject.step()
+    print(f"peak memory: {peak_memory(device):.0f} MB")
     totals = []
     for name, subject in zip(names, subjects, strict=True):
         precision = "bfloat16" if subject.agent.imagines_in_bfloat16 else "float32"
