@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from dreamer import Dreamer
 from hockey_wrapper import HockeyGames, OneOpponent
@@ -162,6 +163,7 @@ def main(arguments=None):
     try:
         if options.games < 1 or options.seed < 0:
             raise UserError("--games must be at least 1 and --seed at least 0.")
+        torch.manual_seed(options.seed)  # of the plans
         if options.league is not None:
             from league import report  # not above: it builds on this file
 

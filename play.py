@@ -357,6 +357,7 @@ def main(arguments=None):
             raise UserError("--games must be at least 1 and --seed at least 0.")
         if not 0.01 <= getattr(options, "speed", 1.0) <= 100:
             raise UserError("--speed must be from 0.01 to 100.")
+        torch.manual_seed(options.seed)  # of the plans
         options.function(options)
     except UserError as error:
         print(f"play.py: {error}", file=sys.stderr)

@@ -120,7 +120,8 @@ def test_a_film_has_every_frame(suffix, every, champion, capsys):
     arguments = ["champion", "strong", "--games", "1", "--video", path, "--speed", "0.5"]
     assert play.main(["watch", *arguments]) == 0
     assert capsys.readouterr().out.startswith("champion 0 : ")
-    players = [load(name, seed=i) for i, name in enumerate((champion, "strong"))]
+    torch.manual_seed(0)
+    players = [load(name, seed=i, plan=True) for i, name in enumerate((champion, "strong"))]
     shown = sum(1 for _ in play.Match(*players, ("", ""), 1).frames())
     about = next(ffmpeg.read_frames(path))
     assert about["size"] == play.PICTURE and about["fps"] == 25 / every
