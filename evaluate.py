@@ -47,6 +47,11 @@ class Result:
         """The share of games won; a draw is not a win."""
         return self.counts()[0] / len(self.winner)
 
+    def standing(self):
+        """Wins / losses, but at most 1: who wins as often as it loses holds its own."""
+        wins, _, losses = self.counts()
+        return min(1.0, wins / losses) if losses else 1.0
+
     def interval(self):
         """The 95% Wilson interval (low, high) of the win rate."""
         return wilson_interval(self.win_rate(), len(self.winner))

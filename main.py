@@ -26,9 +26,9 @@ from tqdm import tqdm
 
 from buffer import ReplayBuffer
 from dreamer import Dreamer
-from evaluate import evaluate, evaluate_return
+from evaluate import evaluate_return, play_games
 from hockey_wrapper import MIRROR_ACTION, MIRROR_OBSERVATION, HockeyGames
-from opponents import OpponentPool
+from opponents import BOTS, OpponentPool
 from plots import write_page
 from utils import (
     Every,
@@ -132,17 +132,8 @@ class Training:
             self.games.single_action_space.shape[0],
         ]
         self.views = 2 if self.is_hockey and config.hockey.both_views else 1
-        rings = self.views * config.environments
         self.agent = Dreamer(config, *sizes, self.device)
-        self.replay = ReplayBuffer(
-            config.replay.rows, rings, *sizes, self.device, config.seed, config.environments
-        )
-        if self.replay.length < config.replay.batch_length:
-            raise UserError(
-                f"replay.rows: {config.replay.rows} rows in {rings} rings are fewer than one window"
-                f" of {config.replay.batch_length} each; take at least"
-                f" {config.replay.batch_length * rings}."
-            )
+        self.replay = self.make_replay(sizes)
         self.mirror = None
         if self.is_hockey and config.hockey.mirror:
             self.mirror = torch.from_numpy(np.concatenate([MIRROR_OBSERVATION, MIRROR_ACTION]))
@@ -163,6 +154,18 @@ class Training:
             self.start_games()
         else:
             self.restore()
+
+    def make_replay(self, sizes):
+        """The empty replay: one ring per game and view. Raises `UserError` if it is too small."""
+        config, rings = self.config, self.views * self.config.environments
+        rows, window = config.replay.rows, config.replay.batch_length
+        replay = ReplayBuffer(rows, rings, *sizes, self.device, config.seed, config.environments)
+        if replay.length < window:
+            raise UserError(
+                f"replay.rows: {rows} rows in {rings} rings are fewer than one window of {window}"
+                f" each; take at least {window * rings}."
+            )
+        return replay
 
     def check_name(self):
         """Whether the run starts from nothing. Raises `UserError` if its name is taken."""
@@ -331,19 +334,20 @@ class Training:
     def judge(self, agent):
         """One evaluation -> its metrics, and the score by which the best agent is kept.
 
-        In hockey that is the worst case: of the win rates against the bots, and against former
-        selves of wins / losses, where 1 is enough: who holds its own has forgotten nothing.
+        In hockey that is the worst case: the lowest win rate against a bot or standing against a
+        former self.
         """
         if self.is_hockey:
             games, seed = self.config.evaluation_games, self.agent.gradient_steps
             metrics, scores, self.latest = {}, [], {}
-            for name, spec in self.pool.rivals().items():
-                [result] = evaluate(agent, [spec], games, seed)
+            for name, rival in self.pool.rivals(games, seed).items():
+                result = play_games(agent, rival, games, seed)
                 metrics |= result.metrics(name)
-                wins, _, losses = result.counts()
-                is_bot = name == spec
-                scores.append(result.win_rate() if is_bot else min(1.0, wins / max(1, losses)))
-                self.latest |= {name: f"{result.win_rate():.0%}"} if is_bot else {}
+                if name in BOTS:
+                    scores.append(result.win_rate())
+                    self.latest[name] = f"{result.win_rate():.0%}"
+                else:
+                    scores.append(result.standing())
             score = min(scores)
         else:
             episodes = make_environment(self.config, self.config.evaluation_games, None)

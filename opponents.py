@@ -168,19 +168,24 @@ class OpponentPool:
         mix |= {name: n for name, n in self.played.items() if not name.startswith("snapshot")}
         return {f"opponents/{name}": number / total for name, number in sorted(mix.items())}
 
-    def rivals(self):
-        """Whom an evaluation asks for: name -> what `load` takes, a bot or one of our snapshots."""
-        paths, count = list(self.snapshots), len(self.snapshots)
+    def former_selves(self):
+        """The oldest, middle and newest snapshot by these names, once there are three."""
+        ones, count = list(self.snapshots.values()), len(self.snapshots)
         chosen = {"oldest": 0, "middle": count // 2, "newest": count - 1} if count > 2 else {}
-        selves = {name: paths[index] for name, index in chosen.items()}
-        return {"weak": "weak", "strong": "strong"} | selves
+        return {name: ones[index] for name, index in chosen.items()}
+
+    def rivals(self, games, seed):
+        """Whom an evaluation of so many games asks for: both bots and former selves, by name."""
+        rivals = {name: load(name, games, seed) for name in ("weak", "strong")}
+        for name, one in self.former_selves().items():  # from memory: files may be deleted
+            rivals[name] = AgentOpponent(one.agent, games, one.name, deterministic=True)
+        return rivals
 
     def ages(self, gradient_step):
-        """Metrics: how many gradient steps ago these snapshots were taken."""
-        selves = {name: path for name, path in self.rivals().items() if name not in BOTS}
+        """Metrics: how many gradient steps ago the former selves were that."""
         return {
-            f"pool/{name}": gradient_step - int(Path(path).stem.removeprefix("snapshot_"))
-            for name, path in selves.items()
+            f"pool/{name}": gradient_step - int(one.name.removeprefix("snapshot_"))
+            for name, one in self.former_selves().items()
         }
 
     def members(self):

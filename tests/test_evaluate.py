@@ -57,6 +57,14 @@ def test_counts_and_rates_by_hand():
     assert "we start: 3/1/0" in text and "they start: 1/1/2" in text
 
 
+@pytest.mark.parametrize(
+    ("winner", "standing"),
+    [([1, -1, 0], 1), ([1, 1, -1], 1), ([1, -1, -1], 0.5), ([0, -1, 0], 0), ([0, 0, 0], 1)],
+)
+def test_who_wins_as_often_as_it_loses_holds_its_own(winner, standing):
+    assert Result("oldest", np.array(winner), np.zeros(3, bool)).standing() == standing
+
+
 def test_the_better_bot_wins_from_whichever_side():
     for ours, theirs, better in (("strong", "random", 1), ("random", "strong", -1)):
         result = play_games(BotAgent(ours, 40), load(theirs, 40), 40)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,17 +212,24 @@ def test_forgetting_is_watched():
 @pytest.mark.parametrize("theirs, score", [([1, 1, -1, 0], 0.75), ([1, 0, -1, -1], 0.5)])
 def test_the_best_agent_is_the_one_with_the_best_worst_case(monkeypatch, theirs, score):
     training = built()
-    training.pool.rivals = lambda: {"weak": "weak", "strong": "strong", "oldest": "an.agent"}
-    winner = {"weak": [1, 1, 1, 1], "strong": [1, 1, 1, -1], "an.agent": theirs}
+    winner = {"weak": [1, 1, 1, 1], "strong": [1, 1, 1, -1], "oldest": theirs}
+    training.pool.rivals = lambda games, seed: {name: name for name in winner}
 
-    def evaluate(agent, names, games, seed):
-        started = np.zeros(4, bool)
-        return [Result(name, np.array(winner[name]), started) for name in names]
+    def play_games(agent, rival, games, seed):
+        return Result("?", np.array(winner[rival]), np.zeros(4, bool))
 
-    monkeypatch.setattr(main, "evaluate", evaluate)
+    monkeypatch.setattr(main, "play_games", play_games)
     metrics, found = training.judge(training.agent)
     assert found == score
     assert metrics["evaluation/oldest/losses"] == theirs.count(-1) / 4
+
+
+def test_former_selves_are_played_from_memory():
+    training = built(opponents__snapshot_every=1, evaluate_every=100)
+    training.run()
+    shutil.rmtree("checkpoints")
+    metrics, _ = training.judge(training.agent)
+    assert metrics["evaluation/oldest/games"] == 4
 
 
 def test_an_evaluation_plays_as_many_episodes_as_the_config_says(monkeypatch):

@@ -226,14 +226,18 @@ def test_only_the_newest_snapshots_are_kept(saved):
 def test_an_evaluation_asks_for_both_bots_and_three_former_selves(saved):
     pool = make_pool(snapshots=1, snapshots_kept=4)
     bots = {"weak": "weak", "strong": "strong"}
+
+    def names():
+        return {key: rival.name for key, rival in pool.rivals(4, seed=0).items()}
+
     paths = [str(saved(f"snapshot_{number:07d}")) for number in range(10, 60, 10)]
     for path in paths[:2]:
         pool.add_snapshot(path)
-    assert pool.rivals() == bots and pool.ages(60) == {}
+    assert names() == bots and pool.ages(60) == {}
     for path in paths[2:]:
         pool.add_snapshot(path)
-    selves = {"oldest": paths[1], "middle": paths[3], "newest": paths[4]}
-    assert pool.rivals() == bots | selves
+    steps = {"oldest": 20, "middle": 40, "newest": 50}
+    assert names() == bots | {name: f"snapshot_{step:07d}" for name, step in steps.items()}
     assert pool.ages(60) == {"pool/oldest": 40, "pool/middle": 20, "pool/newest": 10}
 
 
