@@ -292,12 +292,6 @@ class Dreamer:
         """One step of the actor, in imagination from posterior states.
 
         h (N, R), z (N, Z), o (N, carried); alive (N,) is 0 at a game's end: not counted.
-
-            s_0 --actor--> a_0 --prior--> s_1 --actor--> a_1 ... s_H
-                                      r_1, c_1              r_H, c_H
-            v_0                       v_1                   v_H
-            R_0 = r_1 + gamma c_1 [(1-lambda) v_1 + lambda R_1]    weight of step 1: gamma c_1
-
         Returns (states (H, N, F), their lambda-returns (H, N), weights (H, N)), and metrics.
         """
         settings, through_dynamics = self.settings, self.settings.actor_gradient == "dynamics"
@@ -315,22 +309,16 @@ class Dreamer:
                 if self.carried:
                     o = self.decode(h, z, o)
                 features.append(torch.cat([h, z, o], -1))
+        states = torch.stack(features)  # (H+1, N, F)
         with torch.set_grad_enabled(through_dynamics):
-            states = torch.stack(features)  # (H+1, N, F)
-            rewards = self.reward.mean(self.reward(states[1:]))  # (H, N), on arrival
-            continues = torch.sigmoid(self.continues(states[1:]).squeeze(-1))  # (H, N)
-            values = self.slow_critic.mean(self.slow_critic(states))  # (H+1, N)
-            discounts = settings.discount * continues
-            returns = lambda_returns(rewards, discounts, values[1:], settings.return_lambda)
+            returns, values, weights = self.imagined_returns(states, alive)
         scale = update_return_scale(self.return_scale, returns, settings.return_scale_decay)
-        weights = torch.cat([alive.unsqueeze(0), discounts[:-1].detach()]).cumprod(0)  # (H, N)
-
         pairs = list(zip(policies, samples, strict=True))
         entropy = torch.stack([self.actor.entropy(*pair) for pair in pairs])  # (H, N)
         objective = returns / scale
         if not through_dynamics:
             log_probability = torch.stack([p.log_prob(u.detach()) for p, u in pairs])
-            objective = log_probability * (returns - values[:-1]) / scale
+            objective = log_probability * (returns - values) / scale
         assert objective.shape == entropy.shape == weights.shape, objective.shape  # (H, N)
         actor_loss = -(weights * (objective + settings.entropy * entropy)).mean()
         norm = self._optimize("actor", actor_loss)
@@ -344,6 +332,22 @@ class Dreamer:
             "behavior/return_scale": self.return_scale.clone(),
         }
         return (states[:-1].detach(), returns.detach(), weights), metrics
+
+    def imagined_returns(self, states, alive):
+        """Lambda-returns (H, N), values (H, N) and weights (H, N) of imagined states (H+1, N, F).
+
+        s_0 --actor--> a_0 --prior--> s_1 --actor--> a_1 ... s_H
+                                  r_1, c_1              r_H, c_H
+        v_0                       v_1                   v_H
+        R_0 = r_1 + gamma c_1 [(1-lambda) v_1 + lambda R_1]    weight of step 1: gamma c_1
+        """
+        rewards = self.reward.mean(self.reward(states[1:]))  # (H, N), on arrival
+        continues = torch.sigmoid(self.continues(states[1:]).squeeze(-1))  # (H, N)
+        values = self.slow_critic.mean(self.slow_critic(states))  # (H+1, N)
+        discounts = self.settings.discount * continues
+        returns = lambda_returns(rewards, discounts, values[1:], self.settings.return_lambda)
+        weights = torch.cat([alive.unsqueeze(0), discounts[:-1].detach()]).cumprod(0)
+        return returns, values[:-1], weights
 
     @torch.no_grad()
     def replayed_returns(self, batch, features):

@@ -1,9 +1,11 @@
-"""Measures acting and playing: game frames a second while collecting, seconds for an evaluation.
+"""Measures acting and playing: how fast the agent collects, is evaluated and decides.
 
-    python benchmarks/collect.py [--config hockey.yml] [key=value ...]
+    python benchmarks/collect.py [--config hockey.yml] [--agent champion] [key=value ...]
 
-Collecting is one batched decision of the agent per step for all games side by side, against the
-strong bot, with no training in between. The evaluation is 200 whole games. Medians over repeats.
+Collecting (game frames a second) is one batched decision of the agent per step for all games side
+by side, against the strong bot, with no training in between. The evaluation is 200 whole games.
+Single decisions are those of one game, without and with a look ahead. Medians over repeats; the
+agent is an untrained one unless a saved one is named.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dreamer import Dreamer  # noqa: E402
-from evaluate import play_games  # noqa: E402
+from evaluate import find_agent, play_games  # noqa: E402
 from hockey_wrapper import HockeyGames, OneOpponent  # noqa: E402
 from opponents import load  # noqa: E402
 from utils import UserError, load_config, pick_device, seed_everything  # noqa: E402
@@ -34,22 +36,36 @@ def frames_per_second(agent, config, decisions=200):
     return decisions * count * config.hockey.frame_skip / (time.perf_counter() - start)
 
 
+def milliseconds(agent, plan, decisions=500):
+    """Of each of so many single decisions, but the first ones, which warm up."""
+    player, seconds = agent.player(), []
+    for observation in torch.randn(decisions + 20, 18).numpy():
+        start = time.perf_counter()
+        player.act(observation, deterministic=True, plan=plan)
+        seconds.append(1000 * (time.perf_counter() - start))
+    return seconds[20:]
+
+
 def main():
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="hockey.yml")
+    parser.add_argument("--agent", help="a saved one instead of an untrained one")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args()
     try:
         config = load_config(options.config, options.overrides)
         device = pick_device(config.device)
+        seed_everything(0)
+        if options.agent:
+            agent = Dreamer.load(find_agent(options.agent), device)
+        else:
+            agent = Dreamer(config, 18, 4, device)
     except UserError as error:
         print(f"collect.py: {error}", file=sys.stderr)
         return 2
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    seed_everything(0)
-    agent = Dreamer(config, 18, 4, device)
     speeds = [frames_per_second(agent, config) for _ in range(options.repeats)]
     print(f"{device}, {torch.get_num_threads()} threads, {config.environments} games side by side")
     print(f"collecting: {statistics.median(speeds):,.0f} game frames/s")
@@ -59,6 +75,10 @@ def main():
         play_games(agent, load("strong", 200), 200)
         seconds.append(time.perf_counter() - start)
     print(f"evaluation: {statistics.median(seconds):.1f} s for 200 games against the strong bot")
+    for plan in (False, True):
+        times = milliseconds(agent, plan)
+        text = f"{statistics.median(times):.1f} ms, at most {max(times):.1f} ms"
+        print(f"a decision {'with' if plan else 'without'} a look ahead: {text}")
     return 0
 
 
