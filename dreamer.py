@@ -34,6 +34,7 @@ from utils import (
     lambda_returns,
     multiplies_bfloat16,
     one_line,
+    product_precision,
     shrink_to_quantile,
     symlog,
     to_json,
@@ -56,6 +57,14 @@ def checksum(weights, metadata):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def of_today(config):
+    """The config (a dict) of a saved agent with the names that have changed since."""
+    settings = dict(config["dreamer"])
+    if "imagination_precision" in settings:
+        settings["precision"] = settings.pop("imagination_precision")
+    return {"videos": False, **config, "dreamer": settings}
 
 
 class Dreamer:
@@ -90,9 +99,8 @@ class Dreamer:
             self.networks[f"slow_{name}"] = copy.deepcopy(self.networks[name])
         for name, network in self.networks.items():
             setattr(self, name, network.to(self.device))
-        precision = settings.imagination_precision
-        has_bfloat16 = precision == "auto" and multiplies_bfloat16(self.device)
-        self.imagines_in_bfloat16 = precision == "bfloat16" or has_bfloat16
+        has_bfloat16 = settings.precision == "auto" and multiplies_bfloat16(self.device)
+        self.in_bfloat16 = settings.precision == "bfloat16" or has_bfloat16
         self.return_scale = torch.zeros((), device=self.device)
         self.gradient_steps = 0
         self.world_model_parts = [
@@ -169,7 +177,7 @@ class Dreamer:
         first = torch.tanh(torch.cat([policy.mean.unsqueeze(0), samples]))  # (candidates, n, A)
         h, z, o = (part.repeat(candidates, futures, 1) for part in (h, z, o))  # (., futures * n, .)
         a, worth, discount = first.repeat(1, futures, 1), 0.0, 1.0
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.imagines_in_bfloat16):
+        with self.autocast():
             for _ in range(horizon):
                 h = self.recurrent(h, torch.cat([z, a, o], -1))
                 z = self.prior.sample(self.prior(h), alike=True)
@@ -177,7 +185,7 @@ class Dreamer:
                     o = self.decode(h, z, o)
                 feature = torch.cat([h, z, o], -1)
                 worth = worth + discount * self.reward.mean(self.reward(feature))
-                going_on = torch.sigmoid(self.continues(feature).squeeze(-1))
+                going_on = torch.sigmoid(self.continues(feature).squeeze(-1).float())
                 discount = discount * self.settings.discount * going_on
                 a = torch.tanh(self.slow_actor(feature).mean)
             worth = worth + discount * self.slow_critic.mean(self.slow_critic(feature))
@@ -194,7 +202,8 @@ class Dreamer:
 
     def train_step(self, batch):
         """One gradient step on a batch (B, T) of the replay -> metrics as 0-d tensors."""
-        *state, metrics = self.train_world_model(batch)
+        with product_precision("medium" if self.in_bfloat16 else "highest"):
+            *state, metrics = self.train_world_model(batch)
         self.gradient_steps += 1
         self.decay_rates()
         if self.gradient_steps <= self.settings.world_model_head_start:
@@ -204,10 +213,14 @@ class Dreamer:
         if 0 < count < len(starts[0]):
             chosen = torch.randint(len(starts[0]), (count,), device=self.device)
             starts = [part[chosen] for part in starts]  # (N, ...)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.imagines_in_bfloat16):
+        with self.autocast():
             imagined, actor_metrics = self.train_actor(*starts)
             replayed = self.replayed_returns(batch, torch.cat(state, -1))
             return metrics | actor_metrics | self.train_critic(imagined, replayed)
+
+    def autocast(self):
+        """A context in which layers compute in bfloat16, if this agent does."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16)
 
     def decay_rates(self):
         """Learning rates fall linearly to `final_rate` of themselves at the run's last step."""
@@ -296,7 +309,8 @@ class Dreamer:
         """
         settings, through_dynamics = self.settings, self.settings.actor_gradient == "dynamics"
         shrink = partial(shrink_to_quantile, share=settings.gradient_quantile)
-        features, policies, samples = [torch.cat([h, z, o], -1)], [], []
+        dtype = torch.bfloat16 if self.in_bfloat16 else torch.float32  # once, for all that see it
+        features, policies, samples = [torch.cat([h, z, o], -1).to(dtype)], [], []
         for _ in range(settings.horizon):
             policies.append(self.actor(features[-1]))
             samples.append(policies[-1].rsample())
@@ -308,17 +322,16 @@ class Dreamer:
                 z = self.prior.sample(self.prior(h))
                 if self.carried:
                     o = self.decode(h, z, o)
-                features.append(torch.cat([h, z, o], -1))
+                features.append(torch.cat([h, z, o], -1).to(dtype))
         states = torch.stack(features)  # (H+1, N, F)
         with torch.set_grad_enabled(through_dynamics):
             returns, values, weights = self.imagined_returns(states, alive)
         scale = update_return_scale(self.return_scale, returns, settings.return_scale_decay)
-        pairs = list(zip(policies, samples, strict=True))
-        entropy = torch.stack([self.actor.entropy(*pair) for pair in pairs])  # (H, N)
+        u, policy = torch.stack(samples), self.actor.stack(policies)
+        entropy = self.actor.entropy(policy, u)  # (H, N)
         objective = returns / scale
         if not through_dynamics:
-            log_probability = torch.stack([p.log_prob(u.detach()) for p, u in pairs])
-            objective = log_probability * (returns - values) / scale
+            objective = policy.log_prob(u.detach()) * (returns - values) / scale
         assert objective.shape == entropy.shape == weights.shape, objective.shape  # (H, N)
         actor_loss = -(weights * (objective + settings.entropy * entropy)).mean()
         norm = self._optimize("actor", actor_loss)
@@ -327,7 +340,7 @@ class Dreamer:
             "behavior/actor_loss": actor_loss.detach(),
             "behavior/actor_gradient_norm": norm,
             "behavior/entropy": entropy.detach().mean(),
-            "behavior/std": torch.stack([p.base_dist.scale for p in policies]).detach().mean(),
+            "behavior/std": policy.base_dist.scale.detach().mean(),
             "behavior/return": returns.detach().mean(),
             "behavior/return_scale": self.return_scale.clone(),
         }
@@ -342,7 +355,7 @@ class Dreamer:
         R_0 = r_1 + gamma c_1 [(1-lambda) v_1 + lambda R_1]    weight of step 1: gamma c_1
         """
         rewards = self.reward.mean(self.reward(states[1:]))  # (H, N), on arrival
-        continues = torch.sigmoid(self.continues(states[1:]).squeeze(-1))  # (H, N)
+        continues = torch.sigmoid(self.continues(states[1:]).squeeze(-1).float())  # (H, N)
         values = self.slow_critic.mean(self.slow_critic(states))  # (H+1, N)
         discounts = self.settings.discount * continues
         returns = lambda_returns(rewards, discounts, values[1:], self.settings.return_lambda)
@@ -489,7 +502,7 @@ class Dreamer:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 weights = {key: file.get_tensor(key) for key in file.keys()}
-            config = {"videos": False} | json.loads(metadata["config"])  # a key younger than some
+            config = of_today(json.loads(metadata["config"]))
             sizes = json.loads(metadata["sizes"])
             counters = json.loads(metadata["counters"])
             expected = metadata.pop("checksum", None)  # earlier versions wrote none

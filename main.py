@@ -35,6 +35,7 @@ from utils import (
     Metrics,
     UserError,
     check_writable,
+    keep_freed_memory,
     load_config,
     load_newest,
     one_line,
@@ -113,6 +114,7 @@ class Training:
         """Builds all objects from the config and goes on from a checkpoint if `resume` says so."""
         seed_everything(config.seed)
         torch.set_num_threads(config.threads or torch.get_num_threads())
+        keep_freed_memory()
         self.config = config
         self.device = pick_device(config.device)
         self.folder = Path("checkpoints") / config.run

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from buffer import ReplayBuffer  # noqa: E402
 from dreamer import Dreamer  # noqa: E402
-from utils import UserError, load_config, pick_device, seed_everything  # noqa: E402
+from utils import UserError, keep_freed_memory, load_config, pick_device, seed_everything  # noqa: E402
 
 PARTS = ("sample", "world model", "imagination", "behavior", "optimizers", "whole step")
 
@@ -159,6 +159,7 @@ def main():
         configs = [load_config(name, options.overrides) for name in names]
         device = pick_device(configs[0].device)
         torch.set_num_threads(configs[0].threads or torch.get_num_threads())
+        keep_freed_memory()
         seed_everything(0)
         subjects = [Subject(config, device) for config in configs]
     except UserError as error:
@@ -175,9 +176,9 @@ def main():
     print(f"peak memory: {peak_memory(device):.0f} MB")
     totals = []
     for name, subject in zip(names, subjects, strict=True):
-        precision = "bfloat16" if subject.agent.imagines_in_bfloat16 else "float32"
+        precision = "bfloat16" if subject.agent.in_bfloat16 else "float32"
         gigaflop, rate = subject.operations(), rates[torch.float32]
-        totals.append(report(f"{name}, imagination in {precision}", subject, gigaflop, rate))
+        totals.append(report(f"{name}, {precision}", subject, gigaflop, rate))
     if len(totals) == 2:
         print(f"\n{names[0]} takes {totals[0] / totals[1]:.2f} times as long as {names[1]}")
     return 0

@@ -32,7 +32,7 @@ SMALL = {
     "dreamer.horizon": 4,
     "dreamer.world_model_head_start": 0,
     "dreamer.observation_scale": [],
-    "dreamer.imagination_precision": "float32",
+    "dreamer.precision": "float32",
     "dreamer.critic_imagination": 1,
     "dreamer.critic_replay": 0,
     "dreamer.final_rate": 1,

@@ -546,7 +546,7 @@ def test_training_goes_on_bit_for_bit(make_agent, tmp_path, actor_gradient):
 def test_imagination_in_bfloat16_is_nearly_that_in_float32(make_agent, actor_gradient):
     returns = []
     for precision in ("float32", "bfloat16"):
-        agent = make_agent(imagination_precision=precision, actor_gradient=actor_gradient)
+        agent = make_agent(precision=precision, actor_gradient=actor_gradient)
         for seed in range(3):
             torch.manual_seed(seed)
             metrics = agent.train_step(make_batch(seed=seed))

@@ -42,7 +42,7 @@ TINY = {
     "dreamer.bins": 15,
     "dreamer.horizon": 3,
     "dreamer.world_model_head_start": 2,
-    "dreamer.imagination_precision": "float32",
+    "dreamer.precision": "float32",
 }
 HOCKEY = {"hockey.frame_skip": 4, "hockey.both_views": True, "opponents.snapshot_every": 3}
 PIECES = [Path("checkpoints/tiny"), Path("metrics/tiny.csv"), Path("plots/tiny.html")]

@@ -34,7 +34,7 @@ TINY = {
     "dreamer.bins": 15,
     "dreamer.horizon": 3,
     "dreamer.world_model_head_start": 2,
-    "dreamer.imagination_precision": "float32",
+    "dreamer.precision": "float32",
     "hockey.frame_skip": 16,  # a game takes 16 decisions
     "hockey.both_views": True,
     "hockey.modes.normal": 0.5,
