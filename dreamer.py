@@ -508,7 +508,7 @@ class Dreamer:
             expected = metadata.pop("checksum", None)  # earlier versions wrote none
             if expected not in (None, checksum(weights, metadata)):
                 raise ValueError("its checksum does not fit its contents")
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             reason = "there is no such file" if isinstance(error, FileNotFoundError) else error
             raise UserError(f"{path} is no saved agent: {one_line(reason)}") from None
         try:

@@ -104,6 +104,7 @@ class HockeyGames(VectorEnv):
         self.num_envs = num_envs
         self.module = load_game(settings.game)
         self.settings, self.opponents, self.discount = settings, opponents, discount
+        self.frame_skip, self.closeness = settings.frame_skip, settings.closeness  # asked often
         self.reward_kind = settings.reward if training else "sparse"
         autoreset = AutoresetMode.NEXT_STEP if training else AutoresetMode.DISABLED
         self.metadata = {"autoreset_mode": autoreset}
@@ -154,7 +155,7 @@ class HockeyGames(VectorEnv):
             self._start(np.flatnonzero(finished))
         theirs = np.zeros((self.num_envs, 4), np.float32)
         frames = np.zeros((self.num_envs, 1), np.float32)
-        for _ in range(self.settings.frame_skip):
+        for _ in range(self.frame_skip):
             games = np.flatnonzero(~(self.terminated | self.truncated | finished))
             if len(games) == 0:
                 break
@@ -246,7 +247,7 @@ class HockeyGames(VectorEnv):
                 part["reward_closeness_to_puck"] for part in (info, env.get_info_agent_two())
             ]
             closeness = np.array(closeness if one else closeness[::-1])
-            self.rewards[:, game] += self.settings.closeness * closeness
+            self.rewards[:, game] += self.closeness * closeness
         self.winner[game] = winner
         self.terminated[game] = winner != 0
         self.truncated[game] = (terminated or truncated) and winner == 0

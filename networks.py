@@ -105,8 +105,8 @@ class LatentHead(nn.Module):
     def divergence(self, left, right):
         """KL[left, right] of two statistics, in nats, summed over the variables -> (...)."""
         if self.categorical:
-            tiny = torch.finfo(left.dtype).tiny  # so that 0 ln 0 = 0
-            return (left * ((left + tiny) / (right + tiny)).log()).sum((-2, -1))
+            ratio = (left + 1e-12) / (right + 1e-12)  # so that 0 ln 0 = 0
+            return (left * ratio.log()).sum((-2, -1))
         left, right = (Normal(*x.unbind(-2), validate_args=False) for x in (left, right))
         return kl_divergence(left, right).sum(-1)
 

@@ -497,6 +497,26 @@ def test_files_that_are_no_agent_are_refused_in_one_line(make_agent, tmp_path):
     refused(path)
 
 
+def test_an_agent_of_an_older_version_is_read(make_agent, tmp_path, monkeypatch):
+    agent, path = make_agent(), tmp_path / "agent.safetensors"
+    older = OmegaConf.to_container(agent.config)
+    older["dreamer"]["imagination_precision"] = older["dreamer"].pop("precision")
+    del older["videos"]
+    monkeypatch.setattr(agent, "config", OmegaConf.create(older))
+    agent.save(path)
+    loaded = Dreamer.load(path)
+    assert loaded.settings.precision == "float32" and loaded.config.videos is False
+    assert not changed(weights(agent), weights(loaded))
+
+
+@pytest.mark.parametrize("config", ["null", "[]", '{"dreamer": 5}', '{"dreamer": null}', "nan"])
+def test_a_config_that_is_none_is_refused_in_one_line(make_agent, tmp_path, config):
+    path = tmp_path / "agent.safetensors"
+    weights = {"weight": torch.zeros(3)}
+    save_file(weights, path, {"config": config, "sizes": "[18, 4]", "counters": "{}"})
+    refused(path)
+
+
 def test_files_with_other_sizes_than_they_say_are_refused(make_agent, tmp_path):
     path = tmp_path / "agent.safetensors"
     agent = make_agent(hidden_size=32)
@@ -543,18 +563,37 @@ def test_training_goes_on_bit_for_bit(make_agent, tmp_path, actor_gradient):
 
 
 @GRADIENTS
-def test_imagination_in_bfloat16_is_nearly_that_in_float32(make_agent, actor_gradient):
-    returns = []
+def test_a_step_in_bfloat16_is_nearly_that_in_float32(make_agent, actor_gradient):
+    found = []
     for precision in ("float32", "bfloat16"):
         agent = make_agent(precision=precision, actor_gradient=actor_gradient)
         for seed in range(3):
             torch.manual_seed(seed)
             metrics = agent.train_step(make_batch(seed=seed))
         assert all(math.isfinite(value) for value in metrics.values())
-        kinds = {part.dtype for part in agent.networks["actor"].parameters()}
+        kinds = {
+            parameter.dtype for part in agent.networks.values() for parameter in part.parameters()
+        }
         assert kinds == {torch.float32}
-        returns.append(metrics["behavior/entropy"].item())
-    assert returns[0] == pytest.approx(returns[1], rel=0.02)
+        found.append({name: value.item() for name, value in metrics.items()})
+    for name in ("world_model/loss", "world_model/kl_dynamics", "behavior/entropy"):
+        assert found[0][name] == pytest.approx(found[1][name], rel=0.02), name
+    assert found[0] != found[1]
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_whatever_describes_a_distribution_is_float32(make_agent):
+    agent = make_agent(precision="bfloat16")
+    h, x = torch.randn(3, 32), torch.randn(3, 16 + 4 + agent.carried)
+    with agent.autocast():
+        h = agent.recurrent(h, x)
+        z = agent.prior.sample(agent.prior(h))
+        feature = torch.cat([h, z, torch.zeros(3, agent.carried)], -1).bfloat16()
+        assert agent.decoder(feature).dtype == torch.bfloat16  # so bfloat16 it is
+        policy = agent.actor(feature)
+        outputs = [agent.reward(feature), policy.mean, policy.stddev]
+        outputs += agent.imagined_returns(torch.stack([feature] * 3), torch.ones(3))
+    assert [part.dtype for part in (h, z, *outputs)] == [torch.float32] * 8
 
 
 def test_a_state_is_a_copy_of_its_moment(make_agent):

@@ -1,10 +1,13 @@
 """Mathematics, config, files: against formulas, NumPy and what a user may get wrong."""
 
+import ctypes
 import math
 import pickle
 import random
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from utils import (
     UserError,
     check_config,
     flatten,
+    keep_freed_memory,
     lambda_returns,
     load_config,
     load_newest,
@@ -27,6 +31,7 @@ from utils import (
     load_tensors,
     one_line,
     pick_device,
+    product_precision,
     random_state,
     restore_random_state,
     save_sealed,
@@ -297,6 +302,26 @@ def test_the_random_state_can_be_taken_up_again(tmp_path):
     seed_everything(4)
     np.random.randn()
     assert draw() == drawn
+
+
+def test_products_are_rounded_within_the_context_only():
+    with pytest.raises(KeyError), product_precision("medium"):
+        assert torch.get_float32_matmul_precision() == "medium"
+        raise KeyError
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("platform", ["linux", "win32", "darwin"])
+def test_memory_is_kept_where_the_c_library_can(monkeypatch, platform):
+    asked = []
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(
+        ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=lambda *x: asked.append(x))
+    )
+    keep_freed_memory()
+    assert len(asked) == (2 if platform == "linux" else 0)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())  # another C library
+    keep_freed_memory()
 
 
 def test_an_unknown_device_is_refused():
