@@ -144,7 +144,7 @@ class Dreamer:
                 f" not {tuple(observation.shape)}"
             )
         rows = observation.reshape(-1, self.sizes[0])
-        games = slice(None) if games is None else games
+        games = slice(None) if games is None else torch.as_tensor(games)
         if self.memory is None:
             self.remember(len(rows))
         h, z, a, o = (part[games] for part in self.memory)
