@@ -185,7 +185,7 @@ class Dreamer:
                     o = self.decode(h, z, o)
                 feature = torch.cat([h, z, o], -1)
                 worth = worth + discount * self.reward.mean(self.reward(feature))
-                going_on = torch.sigmoid(self.continues(feature).squeeze(-1).float())
+                going_on = torch.sigmoid(self.continues(feature).squeeze(-1))
                 discount = discount * self.settings.discount * going_on
                 a = torch.tanh(self.slow_actor(feature).mean)
             worth = worth + discount * self.slow_critic.mean(self.slow_critic(feature))
@@ -309,8 +309,7 @@ class Dreamer:
         """
         settings, through_dynamics = self.settings, self.settings.actor_gradient == "dynamics"
         shrink = partial(shrink_to_quantile, share=settings.gradient_quantile)
-        dtype = torch.bfloat16 if self.in_bfloat16 else torch.float32  # once, for all that see it
-        features, policies, samples = [torch.cat([h, z, o], -1).to(dtype)], [], []
+        features, policies, samples = [torch.cat([h, z, o], -1)], [], []
         for _ in range(settings.horizon):
             policies.append(self.actor(features[-1]))
             samples.append(policies[-1].rsample())
@@ -322,16 +321,17 @@ class Dreamer:
                 z = self.prior.sample(self.prior(h))
                 if self.carried:
                     o = self.decode(h, z, o)
-                features.append(torch.cat([h, z, o], -1).to(dtype))
+                features.append(torch.cat([h, z, o], -1))
         states = torch.stack(features)  # (H+1, N, F)
         with torch.set_grad_enabled(through_dynamics):
             returns, values, weights = self.imagined_returns(states, alive)
         scale = update_return_scale(self.return_scale, returns, settings.return_scale_decay)
-        u, policy = torch.stack(samples), self.actor.stack(policies)
-        entropy = self.actor.entropy(policy, u)  # (H, N)
+        pairs = list(zip(policies, samples, strict=True))
+        entropy = torch.stack([self.actor.entropy(*pair) for pair in pairs])  # (H, N)
         objective = returns / scale
         if not through_dynamics:
-            objective = policy.log_prob(u.detach()) * (returns - values) / scale
+            log_probability = torch.stack([p.log_prob(u.detach()) for p, u in pairs])
+            objective = log_probability * (returns - values) / scale
         assert objective.shape == entropy.shape == weights.shape, objective.shape  # (H, N)
         actor_loss = -(weights * (objective + settings.entropy * entropy)).mean()
         norm = self._optimize("actor", actor_loss)
@@ -340,7 +340,7 @@ class Dreamer:
             "behavior/actor_loss": actor_loss.detach(),
             "behavior/actor_gradient_norm": norm,
             "behavior/entropy": entropy.detach().mean(),
-            "behavior/std": policy.base_dist.scale.detach().mean(),
+            "behavior/std": torch.stack([p.base_dist.scale for p in policies]).detach().mean(),
             "behavior/return": returns.detach().mean(),
             "behavior/return_scale": self.return_scale.clone(),
         }
@@ -355,7 +355,7 @@ class Dreamer:
         R_0 = r_1 + gamma c_1 [(1-lambda) v_1 + lambda R_1]    weight of step 1: gamma c_1
         """
         rewards = self.reward.mean(self.reward(states[1:]))  # (H, N), on arrival
-        continues = torch.sigmoid(self.continues(states[1:]).squeeze(-1).float())  # (H, N)
+        continues = torch.sigmoid(self.continues(states[1:]).squeeze(-1))  # (H, N)
         values = self.slow_critic.mean(self.slow_critic(states))  # (H+1, N)
         discounts = self.settings.discount * continues
         returns = lambda_returns(rewards, discounts, values[1:], self.settings.return_lambda)

@@ -1,8 +1,7 @@
 """The neural networks of the agent, and nothing else: no losses over batches, no optimizers.
 
 Every network is a plain MLP but the recurrent model. A *head* turns the MLP's last numbers into
-a distribution: `LatentHead` (prior and posterior), `ScalarHead` (reward and value), `Actor`. What
-describes a distribution, and h, is float32 even where the layers compute in bfloat16.
+a distribution: `LatentHead` (prior and posterior), `ScalarHead` (reward and value), `Actor`.
 """
 
 import math
@@ -49,11 +48,10 @@ class RecurrentModel(nn.Module):
     def forward(self, h, x):
         """(N, R), (N, input_size) -> (N, R)."""
         x = self.activate(self.inputs(x))
-        gates = self.norm(self.gates(torch.cat([x, h.to(x.dtype)], -1)))
-        reset, candidate, update = gates.chunk(3, -1)
-        candidate = torch.tanh(torch.sigmoid(reset) * candidate).to(h.dtype)
-        update = torch.sigmoid(update - 1).to(h.dtype)  # -1: h lasts longer at first (DreamerV2)
-        return torch.lerp(h, candidate, update)
+        reset, candidate, update = self.norm(self.gates(torch.cat([x, h], -1))).chunk(3, -1)
+        candidate = torch.tanh(torch.sigmoid(reset) * candidate)
+        update = torch.sigmoid(update - 1)  # the -1 lets h last longer at first (DreamerV2)
+        return update * candidate + (1 - update) * h
 
 
 class LatentHead(nn.Module):
@@ -79,9 +77,9 @@ class LatentHead(nn.Module):
         hidden = self.first(h)
         hidden = self.rest(hidden if evidence is None else hidden + evidence)
         if self.categorical:
-            logits = hidden.float().unflatten(-1, (self.groups, self.classes))
+            logits = hidden.unflatten(-1, (self.groups, self.classes))
             return (1 - self.unimix) * F.softmax(logits, -1) + self.unimix / self.classes
-        mean, std = hidden.float().unflatten(-1, (2, self.size)).unbind(-2)
+        mean, std = hidden.unflatten(-1, (2, self.size)).unbind(-2)
         return torch.stack([mean, F.softplus(std) + 0.1], -2)
 
     def sample(self, statistics, deterministic=False, alike=False):
@@ -105,8 +103,7 @@ class LatentHead(nn.Module):
     def divergence(self, left, right):
         """KL[left, right] of two statistics, in nats, summed over the variables -> (...)."""
         if self.categorical:
-            ratio = (left + 1e-12) / (right + 1e-12)  # so that 0 ln 0 = 0
-            return (left * ratio.log()).sum((-2, -1))
+            return (torch.xlogy(left, left) - torch.xlogy(left, right)).sum((-2, -1))
         left, right = (Normal(*x.unbind(-2), validate_args=False) for x in (left, right))
         return kl_divergence(left, right).sum(-1)
 
@@ -127,7 +124,7 @@ class ScalarHead(nn.Module):
 
     def forward(self, features):
         """features (..., F) -> logits (..., K), or the mean (..., 1)."""
-        return self.layers(features).float()
+        return self.layers(features)
 
     def mean(self, output):
         """The predicted scalar (...) for an output of `forward`."""
@@ -157,16 +154,9 @@ class Actor(nn.Module):
 
     def forward(self, features):
         """features (..., F) -> Independent Normal of u over (..., A)."""
-        mean, std = self.layers(features).float().chunk(2, -1)
+        mean, std = self.layers(features).chunk(2, -1)
         std = self.std_min + (self.std_max - self.std_min) * torch.sigmoid(std)
         return Independent(Normal(mean, std, validate_args=False), 1, validate_args=False)
-
-    @staticmethod
-    def stack(policies):
-        """H distributions of u (N, A) as a single one (H, N, A)."""
-        means, stds = zip(*((p.base_dist.loc, p.base_dist.scale) for p in policies), strict=True)
-        normal = Normal(torch.stack(means), torch.stack(stds), validate_args=False)
-        return Independent(normal, 1, validate_args=False)
 
     @staticmethod
     def entropy(policy, u):

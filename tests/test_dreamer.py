@@ -582,20 +582,6 @@ def test_a_step_in_bfloat16_is_nearly_that_in_float32(make_agent, actor_gradient
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_whatever_describes_a_distribution_is_float32(make_agent):
-    agent = make_agent(precision="bfloat16")
-    h, x = torch.randn(3, 32), torch.randn(3, 16 + 4 + agent.carried)
-    with agent.autocast():
-        h = agent.recurrent(h, x)
-        z = agent.prior.sample(agent.prior(h))
-        feature = torch.cat([h, z, torch.zeros(3, agent.carried)], -1).bfloat16()
-        assert agent.decoder(feature).dtype == torch.bfloat16  # so bfloat16 it is
-        policy = agent.actor(feature)
-        outputs = [agent.reward(feature), policy.mean, policy.stddev]
-        outputs += agent.imagined_returns(torch.stack([feature] * 3), torch.ones(3))
-    assert [part.dtype for part in (h, z, *outputs)] == [torch.float32] * 8
-
-
 def test_a_state_is_a_copy_of_its_moment(make_agent):
     agent = make_agent()
     agent.train_step(make_batch())
