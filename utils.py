@@ -279,8 +279,12 @@ def flatten(tree, prefix=""):
             yield f"{prefix}{key}", value
 
 
+RENAMED = {"dreamer.imagination_precision": "dreamer.precision"}  # formerly: today
+
+
 def nearest(key, known=tuple(SCHEMA)):
     """' did you mean ...?', naming the known key that is most like `key`."""
+    key = RENAMED.get(key, key)
     close = difflib.get_close_matches(key, sorted(known), 1, cutoff=0.0)
     return f" did you mean '{close[0]}'?" if close else " no key is known."
 

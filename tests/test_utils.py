@@ -225,6 +225,13 @@ def test_every_wrong_value_is_refused_in_one_line(key):
         assert "mine.yml" in message and key in message and "\n" not in message, value
 
 
+def test_a_key_of_an_older_version_is_answered_with_its_name_of_today():
+    config = OmegaConf.to_container(load_config("hockey.yml"))
+    config["dreamer"]["imagination_precision"] = config["dreamer"].pop("precision")
+    with pytest.raises(UserError, match=r"did you mean 'dreamer\.precision'"):
+        check_config(config, "old.yml")
+
+
 def test_a_section_that_is_no_section_is_refused():
     for value in (5, None, "x", [1], {}):
         with pytest.raises(UserError, match="dreamer"):
