@@ -29,6 +29,7 @@ from torch import nn
 
 from networks import Actor, LatentHead, RecurrentModel, ScalarHead, mlp
 from utils import (
+    RENAMED,
     UserError,
     check_config,
     lambda_returns,
@@ -61,9 +62,10 @@ def checksum(weights, metadata):
 
 def of_today(config):
     """The config (a dict) of a saved agent with the names that have changed since."""
-    settings = dict(config["dreamer"])
-    if "imagination_precision" in settings:
-        settings["precision"] = settings.pop("imagination_precision")
+    settings = {
+        RENAMED.get(f"dreamer.{key}", key).removeprefix("dreamer."): value
+        for key, value in dict(config["dreamer"]).items()
+    }
     return {"videos": False, **config, "dreamer": settings}
 
 

@@ -363,7 +363,7 @@ def product_precision(name):
 def keep_freed_memory():
     """Lets a Linux process keep freed memory for the next step instead of handing it back.
 
-    A gradient step allocates some hundred MB anew; fetching their pages each time takes 5% to 10%
+    A gradient step allocates some hundred MB anew; fetching their pages each time took 7% to 12%
     of it. By the GNU C library's mallopt(3); without that library, nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

@@ -582,6 +582,29 @@ def test_a_step_in_bfloat16_is_nearly_that_in_float32(make_agent, actor_gradient
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+@pytest.mark.parametrize(
+    ("precision", "products"), [("float32", "highest"), ("bfloat16", "medium")]
+)
+def test_only_the_world_models_products_are_rounded(make_agent, monkeypatch, precision, products):
+    agent, seen = make_agent(precision=precision), {}
+
+    def watch(part, train):
+        def watched(*batch):
+            seen[part] = torch.get_float32_matmul_precision()
+            return train(*batch)
+
+        monkeypatch.setattr(agent, part, watched)
+
+    for part in ("train_world_model", "train_actor", "train_critic"):
+        watch(part, getattr(agent, part))
+    agent.train_step(make_batch())
+    assert seen == {
+        "train_world_model": products,
+        "train_actor": "highest",
+        "train_critic": "highest",
+    }
+
+
 def test_a_state_is_a_copy_of_its_moment(make_agent):
     agent = make_agent()
     agent.train_step(make_batch())
