@@ -95,7 +95,8 @@ def wilson_interval(share, games):
     center = (share + z**2 / (2 * games)) / (1 + z**2 / games)
     margin = z * (share * (1 - share) / games + z**2 / (4 * games**2)) ** 0.5
     margin = margin / (1 + z**2 / games)
-    return center - margin, center + margin
+    low, high = center - margin, center + margin
+    return np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0)  # rounding leaves it by 1e-17
 
 
 # ---------------------------------------------------------------------------- config

@@ -158,6 +158,11 @@ def parent_of(tree, key):
     return tree, last
 
 
+def test_the_wilson_interval_stays_within_its_bounds():
+    for games in range(1, 300):
+        assert wilson_interval(0.0, games)[0] >= 0 and wilson_interval(1.0, games)[1] <= 1
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yml")), ids=lambda path: path.name)
 def test_every_config_that_is_shipped_loads(path):
     config = load_config(path.name)
