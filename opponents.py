@@ -16,6 +16,7 @@ from hockey_wrapper import PerGame
 from utils import UserError
 
 BOTS = ("weak", "strong", "random")
+IN_A_ROW = 16  # games against one snapshot until it is another's turn: one at a time is faster
 
 
 class RandomPlayer:
@@ -114,6 +115,7 @@ class OpponentPool:
         self.bots = {name: self._load("bot", name, seed + 1 + i) for i, name in enumerate(BOTS)}
         self.files = {path: self._load("file", path, seed) for path in settings.files}
         self.snapshots = {}  # path -> opponent, oldest first
+        self.turn, self.games_left = None, 0  # the snapshot to play (a path), for so many games
         self.played = {}  # name -> games
         self.results = {}  # name of a snapshot -> running win rate of the agent against it
         shares = np.array([settings[key] for key in (*BOTS, "snapshots", "files_share")])
@@ -146,12 +148,20 @@ class OpponentPool:
         if kind == 4:
             files = self.settings.files
             return self.files[files[int(self.generator.integers(len(files)))]]
-        snapshots = list(self.snapshots.values())
-        weights = np.ones(len(snapshots))
+        if self.games_left == 0 or self.turn not in self.snapshots:
+            self.turn, self.games_left = self.next_snapshot(), IN_A_ROW
+        self.games_left -= 1
+        return self.snapshots[self.turn]
+
+    def next_snapshot(self):
+        """The path of the snapshot whose turn it is, by the config's `choice`."""
+        weights = np.ones(len(self.snapshots))
         if self.settings.choice == "pfsp":
-            rates = np.array([self.results.get(one.name, 0.5) for one in snapshots])
+            names = [one.name for one in self.snapshots.values()]
+            rates = np.array([self.results.get(name, 0.5) for name in names])
             weights = rates * (1 - rates) + 0.01  # nobody is forgotten for good
-        return snapshots[self.generator.choice(len(snapshots), p=weights / weights.sum())]
+        chosen = self.generator.choice(len(weights), p=weights / weights.sum())
+        return list(self.snapshots)[chosen]
 
     def record(self, name, winner):
         """Counts a finished game against the opponent of this name; `winner`: +1 we, -1, 0."""
@@ -207,6 +217,7 @@ class OpponentPool:
             "snapshots": list(self.snapshots),
             "played": self.played,
             "results": self.results,
+            "turn": [self.turn, self.games_left],
             "generator": self.generator.bit_generator.state,
         }
 
@@ -222,5 +233,6 @@ class OpponentPool:
             if key in state["opponents"]:
                 opponent.restore_state(state["opponents"][key])
         self.played, self.results = state["played"], state["results"]
+        self.turn, self.games_left = state.get("turn", (None, 0))  # earlier versions had no turns
         self.generator.bit_generator.state = state["generator"]
         return [opponents[key] for key in state["playing"]]

@@ -6,7 +6,7 @@ from conftest import make_config
 
 from dreamer import Dreamer
 from hockey_env import BasicOpponent
-from opponents import AgentOpponent, OpponentPool, load
+from opponents import IN_A_ROW, AgentOpponent, OpponentPool, load
 from utils import UserError
 
 
@@ -208,12 +208,30 @@ def test_pfsp_prefers_equals_and_uniform_does_not(saved):
             pool.record("snapshot_0", 1)
             pool.record("snapshot_1", 0)
             pool.record("snapshot_2", -1)
-        shares = shares_of(pool)
+        shares = shares_of(pool, 2000 * IN_A_ROW)  # 2000 turns
         if choice == "uniform":
             assert all(close(share, 1 / 3) for share in shares.values())
         else:  # x(1-x) is 1/4 for the equal, 0 for the others; a little is left for those
             assert shares["snapshot_1"] > 0.85
             assert 0 < shares["snapshot_0"] < 0.1 and 0 < shares["snapshot_2"] < 0.1
+
+
+def test_snapshots_take_turns(saved):
+    pool = make_pool(snapshots=0.5, weak=0.5, choice="uniform")
+    for number in range(3):
+        pool.add_snapshot(saved(f"snapshot_{number}"))
+    names = [pool.choose().name for _ in range(1000)]
+    turns = np.array([name for name in names if name != "weak"])
+    turns = turns[: len(turns) // IN_A_ROW * IN_A_ROW].reshape(-1, IN_A_ROW)
+    assert len(turns) > 20 and (turns == turns[:, :1]).all()
+    assert len(set(turns[:, 0])) == 3
+
+
+def test_who_leaves_the_pool_loses_its_turn(saved):
+    pool = make_pool(snapshots=1.0, snapshots_kept=1)
+    for name in ("snapshot_1", "snapshot_2"):
+        pool.add_snapshot(saved(name))
+        assert pool.choose().name == name
 
 
 def test_only_the_newest_snapshots_are_kept(saved):
@@ -259,6 +277,6 @@ def test_a_restored_pool_goes_on_in_the_same_way(saved):
         pool.record(f"snapshot_{number}", 1)
     pool.choose()
     other.restore_state(pool.state())
-    names = [[one.choose().name for _ in range(100)] for one in (pool, other)]
+    names = [[one.choose().name for _ in range(1000)] for one in (pool, other)]
     assert names[0] == names[1] and len(set(names[0])) == 6
     assert pool.mix() == other.mix()
