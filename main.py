@@ -8,7 +8,8 @@ and everything is saved: the same command with resume=true goes on.
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads sleep: be nice to company
+# waiting threads soon sleep, so that company on a core does not bring two threads to a standstill
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import argparse
 import json
