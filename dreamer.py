@@ -328,12 +328,11 @@ class Dreamer:
         with torch.set_grad_enabled(through_dynamics):
             returns, values, weights = self.imagined_returns(states, alive)
         scale = update_return_scale(self.return_scale, returns, settings.return_scale_decay)
-        pairs = list(zip(policies, samples, strict=True))
-        entropy = torch.stack([self.actor.entropy(*pair) for pair in pairs])  # (H, N)
+        u, policy = torch.stack(samples), self.actor.stack(policies)
+        entropy = self.actor.entropy(policy, u)  # (H, N)
         objective = returns / scale
         if not through_dynamics:
-            log_probability = torch.stack([p.log_prob(u.detach()) for p, u in pairs])
-            objective = log_probability * (returns - values) / scale
+            objective = policy.log_prob(u.detach()) * (returns - values) / scale
         assert objective.shape == entropy.shape == weights.shape, objective.shape  # (H, N)
         actor_loss = -(weights * (objective + settings.entropy * entropy)).mean()
         norm = self._optimize("actor", actor_loss)
@@ -342,7 +341,7 @@ class Dreamer:
             "behavior/actor_loss": actor_loss.detach(),
             "behavior/actor_gradient_norm": norm,
             "behavior/entropy": entropy.detach().mean(),
-            "behavior/std": torch.stack([p.base_dist.scale for p in policies]).detach().mean(),
+            "behavior/std": policy.base_dist.scale.detach().mean(),
             "behavior/return": returns.detach().mean(),
             "behavior/return_scale": self.return_scale.clone(),
         }

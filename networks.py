@@ -48,7 +48,8 @@ class RecurrentModel(nn.Module):
     def forward(self, h, x):
         """(N, R), (N, input_size) -> (N, R)."""
         x = self.activate(self.inputs(x))
-        reset, candidate, update = self.norm(self.gates(torch.cat([x, h], -1))).chunk(3, -1)
+        gates = self.norm(self.gates(torch.cat([x, h.to(x.dtype)], -1)))
+        reset, candidate, update = gates.chunk(3, -1)
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
         update = torch.sigmoid(update - 1)  # the -1 lets h last longer at first (DreamerV2)
         return update * candidate + (1 - update) * h
@@ -103,7 +104,8 @@ class LatentHead(nn.Module):
     def divergence(self, left, right):
         """KL[left, right] of two statistics, in nats, summed over the variables -> (...)."""
         if self.categorical:
-            return (torch.xlogy(left, left) - torch.xlogy(left, right)).sum((-2, -1))
+            ratio = (left + 1e-12) / (right + 1e-12)  # so that 0 ln 0 = 0
+            return (left * ratio.log()).sum((-2, -1))
         left, right = (Normal(*x.unbind(-2), validate_args=False) for x in (left, right))
         return kl_divergence(left, right).sum(-1)
 
@@ -157,6 +159,13 @@ class Actor(nn.Module):
         mean, std = self.layers(features).chunk(2, -1)
         std = self.std_min + (self.std_max - self.std_min) * torch.sigmoid(std)
         return Independent(Normal(mean, std, validate_args=False), 1, validate_args=False)
+
+    @staticmethod
+    def stack(policies):
+        """H distributions of u (N, A) as a single one (H, N, A)."""
+        means, stds = zip(*((p.base_dist.loc, p.base_dist.scale) for p in policies), strict=True)
+        normal = Normal(torch.stack(means), torch.stack(stds), validate_args=False)
+        return Independent(normal, 1, validate_args=False)
 
     @staticmethod
     def entropy(policy, u):

@@ -45,6 +45,16 @@ def test_divergence_is_that_of_torch(small_config, latent):
     assert torch.allclose(head.divergence(left, left), torch.zeros(3, 5), atol=1e-6)
 
 
+def test_divergence_of_impossible_classes_is_finite(small_config):
+    head = latent_head(small_config, "categorical", dreamer__unimix=0)
+    logits = torch.tensor([[0.0, -200.0, 1.0, -200.0]] * 4, requires_grad=True)
+    left, right = logits.softmax(-1), logits.flip(0, 1).softmax(-1)
+    assert left.min() == 0
+    assert head.divergence(left, left).item() == pytest.approx(0, abs=1e-6)
+    head.divergence(left, right).backward()
+    assert logits.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("unimix", [0.0, 0.01, 0.5, 1.0])
 def test_categorical_statistics_are_probabilities_with_a_floor(small_config, unimix):
     head = latent_head(small_config, "categorical", dreamer__unimix=unimix)
