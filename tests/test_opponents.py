@@ -280,3 +280,13 @@ def test_a_restored_pool_goes_on_in_the_same_way(saved):
     names = [[one.choose().name for _ in range(1000)] for one in (pool, other)]
     assert names[0] == names[1] and len(set(names[0])) == 6
     assert pool.mix() == other.mix()
+
+
+def test_a_pool_saved_before_there_were_turns_is_restored(saved):
+    pool = make_pool(snapshots=1.0)
+    pool.add_snapshot(saved("snapshot_1"))
+    state = pool.state()
+    del state["turn"]
+    other = make_pool(snapshots=1.0)
+    other.restore_state(state)
+    assert other.choose().name == "snapshot_1"
