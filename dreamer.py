@@ -35,7 +35,6 @@ from utils import (
     lambda_returns,
     multiplies_bfloat16,
     one_line,
-    product_precision,
     shrink_to_quantile,
     symlog,
     to_json,
@@ -187,7 +186,7 @@ class Dreamer:
                     o = self.decode(h, z, o)
                 feature = torch.cat([h, z, o], -1)
                 worth = worth + discount * self.reward.mean(self.reward(feature))
-                going_on = torch.sigmoid(self.continues(feature).squeeze(-1))
+                going_on = torch.sigmoid(self.continue_logit(feature))
                 discount = discount * self.settings.discount * going_on
                 a = torch.tanh(self.slow_actor(feature).mean)
             worth = worth + discount * self.slow_critic.mean(self.slow_critic(feature))
@@ -204,7 +203,7 @@ class Dreamer:
 
     def train_step(self, batch):
         """One gradient step on a batch (B, T) of the replay -> metrics as 0-d tensors."""
-        with product_precision("medium" if self.in_bfloat16 else "highest"):
+        with self.autocast():
             *state, metrics = self.train_world_model(batch)
         self.gradient_steps += 1
         self.decay_rates()
@@ -215,7 +214,7 @@ class Dreamer:
         if 0 < count < len(starts[0]):
             chosen = torch.randint(len(starts[0]), (count,), device=self.device)
             starts = [part[chosen] for part in starts]  # (N, ...)
-        with self.autocast():
+        with self.autocast():  # another one: each casts a weight once, as it was before its step
             imagined, actor_metrics = self.train_actor(*starts)
             replayed = self.replayed_returns(batch, torch.cat(state, -1))
             return metrics | actor_metrics | self.train_critic(imagined, replayed)
@@ -262,7 +261,7 @@ class Dreamer:
             "reconstruction": 0.5 * error.square().sum(-1),
             "reward": self.reward.loss(self.reward(feature), batch["reward"]),
             "continue": F.binary_cross_entropy_with_logits(
-                self.continues(feature).squeeze(-1), 1 - batch["is_terminal"], reduction="none"
+                self.continue_logit(feature), 1 - batch["is_terminal"], reduction="none"
             ),
             "kl_dynamics": self.prior.divergence(posterior.detach(), prior),
             "kl_representation": self.prior.divergence(posterior, prior.detach()),
@@ -303,6 +302,10 @@ class Dreamer:
         decoded = self.decoder(torch.cat([h, z, previous], -1))
         return previous + decoded if self.carried else decoded
 
+    def continue_logit(self, features):
+        """The log-odds (...) that no goal has ended the game on arrival in the states (..., F)."""
+        return self.continues(features).squeeze(-1).float()
+
     def train_actor(self, h, z, o, alive):
         """One step of the actor, in imagination from posterior states.
 
@@ -311,7 +314,8 @@ class Dreamer:
         """
         settings, through_dynamics = self.settings, self.settings.actor_gradient == "dynamics"
         shrink = partial(shrink_to_quantile, share=settings.gradient_quantile)
-        features, policies, samples = [torch.cat([h, z, o], -1)], [], []
+        layers = torch.bfloat16 if self.in_bfloat16 else torch.float32  # cast once for all of them
+        features, policies, samples = [torch.cat([h, z, o], -1).to(layers)], [], []
         for _ in range(settings.horizon):
             policies.append(self.actor(features[-1]))
             samples.append(policies[-1].rsample())
@@ -323,7 +327,7 @@ class Dreamer:
                 z = self.prior.sample(self.prior(h))
                 if self.carried:
                     o = self.decode(h, z, o)
-                features.append(torch.cat([h, z, o], -1))
+                features.append(torch.cat([h, z, o], -1).to(layers))
         states = torch.stack(features)  # (H+1, N, F)
         with torch.set_grad_enabled(through_dynamics):
             returns, values, weights = self.imagined_returns(states, alive)
@@ -356,7 +360,7 @@ class Dreamer:
         R_0 = r_1 + gamma c_1 [(1-lambda) v_1 + lambda R_1]    weight of step 1: gamma c_1
         """
         rewards = self.reward.mean(self.reward(states[1:]))  # (H, N), on arrival
-        continues = torch.sigmoid(self.continues(states[1:]).squeeze(-1))  # (H, N)
+        continues = torch.sigmoid(self.continue_logit(states[1:]))  # (H, N)
         values = self.slow_critic.mean(self.slow_critic(states))  # (H+1, N)
         discounts = self.settings.discount * continues
         returns = lambda_returns(rewards, discounts, values[1:], self.settings.return_lambda)

@@ -167,7 +167,7 @@ def predictions(agent, game):
     _, returns, _ = agent.replayed_returns(batch, features.unsqueeze(0))  # (T, 1)
     said = {
         "reward": agent.reward.mean(agent.reward(features)),
-        "continue": torch.sigmoid(agent.continues(features).squeeze(-1)),
+        "continue": torch.sigmoid(agent.continue_logit(features)),
         "value": agent.critic.mean(agent.critic(features)),
         "return": F.pad(returns.squeeze(-1), (0, 1)),
         "kl": divergence,

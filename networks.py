@@ -1,7 +1,8 @@
 """The neural networks of the agent, and nothing else: no losses over batches, no optimizers.
 
 Every network is a plain MLP but the recurrent model. A *head* turns the MLP's last numbers into
-a distribution: `LatentHead` (prior and posterior), `ScalarHead` (reward and value), `Actor`.
+a distribution: `LatentHead` (prior and posterior), `ScalarHead` (reward and value), `Actor`. Layers
+may compute in bfloat16 (under autocast), distributions are float32 in any case.
 """
 
 import math
@@ -76,7 +77,7 @@ class LatentHead(nn.Module):
     def forward(self, h, evidence=None):
         """h (..., R), evidence (..., hidden) added to the first layer -> statistics."""
         hidden = self.first(h)
-        hidden = self.rest(hidden if evidence is None else hidden + evidence)
+        hidden = self.rest(hidden if evidence is None else hidden + evidence).float()
         if self.categorical:
             logits = hidden.unflatten(-1, (self.groups, self.classes))
             return (1 - self.unimix) * F.softmax(logits, -1) + self.unimix / self.classes
@@ -126,7 +127,7 @@ class ScalarHead(nn.Module):
 
     def forward(self, features):
         """features (..., F) -> logits (..., K), or the mean (..., 1)."""
-        return self.layers(features)
+        return self.layers(features).float()
 
     def mean(self, output):
         """The predicted scalar (...) for an output of `forward`."""
@@ -156,7 +157,7 @@ class Actor(nn.Module):
 
     def forward(self, features):
         """features (..., F) -> Independent Normal of u over (..., A)."""
-        mean, std = self.layers(features).chunk(2, -1)
+        mean, std = self.layers(features).float().chunk(2, -1)
         std = self.std_min + (self.std_max - self.std_min) * torch.sigmoid(std)
         return Independent(Normal(mean, std, validate_args=False), 1, validate_args=False)
 

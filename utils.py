@@ -346,21 +346,6 @@ def multiplies_bfloat16(device):
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
-@contextlib.contextmanager
-def product_precision(name):
-    """A context with PyTorch's `float32_matmul_precision` of this name: highest, high or medium.
-
-    "medium" multiplies float32 matrices after rounding them to bfloat16 (TF32 on CUDA), where the
-    device has instructions for it; sums and results stay float32.
-    """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 def keep_freed_memory():
     """Lets a Linux process keep freed memory for the next step instead of handing it back.
 

@@ -579,30 +579,44 @@ def test_a_step_in_bfloat16_is_nearly_that_in_float32(make_agent, actor_gradient
     for name in ("world_model/loss", "world_model/kl_dynamics", "behavior/entropy"):
         assert found[0][name] == pytest.approx(found[1][name], rel=0.02), name
     assert found[0] != found[1]
-    assert torch.get_float32_matmul_precision() == "highest"
 
 
-@pytest.mark.parametrize(
-    ("precision", "products"), [("float32", "highest"), ("bfloat16", "medium")]
-)
-def test_only_the_world_models_products_are_rounded(make_agent, monkeypatch, precision, products):
-    agent, seen = make_agent(precision=precision), {}
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_layers_may_compute_in_bfloat16_but_no_distribution(make_agent, monkeypatch, precision):
+    """All layers in the precision asked for, whatever a head says in float32."""
+    agent, layers, said = make_agent(precision=precision, critic_replay=1), set(), set()
+    for network in agent.networks.values():
+        for part in network.modules():
+            if isinstance(part, torch.nn.Linear):
+                part.register_forward_hook(lambda part, inputs, output: layers.add(output.dtype))
+    for head in (agent.prior, agent.posterior, agent.reward, agent.critic, agent.slow_critic):
+        head.register_forward_hook(lambda head, inputs, output: said.add(output.dtype))
+    agent.actor.register_forward_hook(lambda head, inputs, policy: said.add(policy.mean.dtype))
+    continue_logit = agent.continue_logit
 
-    def watch(part, train):
-        def watched(*batch):
-            seen[part] = torch.get_float32_matmul_precision()
-            return train(*batch)
+    def watched(features):
+        said.add(continue_logit(features).dtype)
+        return continue_logit(features)
 
-        monkeypatch.setattr(agent, part, watched)
-
-    for part in ("train_world_model", "train_actor", "train_critic"):
-        watch(part, getattr(agent, part))
+    monkeypatch.setattr(agent, "continue_logit", watched)
     agent.train_step(make_batch())
-    assert seen == {
-        "train_world_model": products,
-        "train_actor": "highest",
-        "train_critic": "highest",
-    }
+    assert layers == {getattr(torch, precision)}
+    assert said == {torch.float32}
+
+
+def test_imagination_runs_through_the_world_model_of_this_step(make_agent, monkeypatch):
+    """Autocast casts a weight once per context: the copies from before its step must not stay."""
+    agent = make_agent(precision="bfloat16", world_model_rate=0.1)
+    seen, train_actor = [], agent.train_actor
+
+    def watched(h, *others):
+        seen.extend((agent.prior(h), h))
+        return train_actor(h, *others)
+
+    monkeypatch.setattr(agent, "train_actor", watched)
+    agent.train_step(make_batch())
+    with agent.autocast():
+        assert torch.equal(seen[0], agent.prior(seen[1]))
 
 
 def test_a_state_is_a_copy_of_its_moment(make_agent):

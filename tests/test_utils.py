@@ -31,7 +31,6 @@ from utils import (
     load_tensors,
     one_line,
     pick_device,
-    product_precision,
     random_state,
     restore_random_state,
     save_sealed,
@@ -314,13 +313,6 @@ def test_the_random_state_can_be_taken_up_again(tmp_path):
     seed_everything(4)
     np.random.randn()
     assert draw() == drawn
-
-
-def test_products_are_rounded_within_the_context_only():
-    with pytest.raises(KeyError), product_precision("medium"):
-        assert torch.get_float32_matmul_precision() == "medium"
-        raise KeyError
-    assert torch.get_float32_matmul_precision() == "highest"
 
 
 @pytest.mark.parametrize("platform", ["linux", "win32", "darwin"])
