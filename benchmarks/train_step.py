@@ -29,7 +29,7 @@ def wait(device):
         torch.cuda.synchronize()
 
 
-def matrix_rate(device, dtype, size=2048, repeats=7):
+def matrix_rate(device, dtype, size=2048, repeats=3):
     """The machine's matrix-product rate in GFLOP/s: the median of a size^3 product."""
     left, right = torch.randn(2, size, size, device=device, dtype=dtype)
     seconds = []
@@ -124,13 +124,17 @@ class Subject:
         for part in PARTS:
             self.seconds[part].append(self.current[part])
 
+    def forget_last(self):
+        """Takes the last step out of the notes."""
+        for part in PARTS:
+            self.seconds[part].pop()
+
     def operations(self):
         """Floating-point operations of one step, in GFLOP."""
         counter = FlopCounterMode(display=False)
         with counter:
             self.step()
-        for part in PARTS:
-            self.seconds[part].pop()
+        self.forget_last()
         return counter.get_total_flops() / 1e9
 
 
@@ -165,14 +169,21 @@ def main():
     except UserError as error:
         print(f"train_step.py: {error}", file=sys.stderr)
         return 2
-    rates = {dtype: matrix_rate(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print("matrix products: " + ", ".join(f"{k} {v:.0f} GFLOP/s" for k, v in rates.items()))
+    rates = {torch.float32: [], torch.bfloat16: []}
     for turn in range(options.steps + 3):
+        if turn % 5 == 0:  # a shared machine changes its speed, so both are measured side by side
+            for dtype, measured in rates.items():
+                measured.append(matrix_rate(device, dtype))
+            for subject in subjects:
+                subject.step()
+                subject.forget_last()
         for subject in subjects:
             if turn == 3:  # the first steps warm up
                 subject.seconds = {part: [] for part in PARTS}
             subject.step()
+    rates = {dtype: statistics.median(measured) for dtype, measured in rates.items()}
+    print("matrix products: " + ", ".join(f"{k} {v:.0f} GFLOP/s" for k, v in rates.items()))
     print(f"peak memory: {peak_memory(device):.0f} MB")
     totals = []
     for name, subject in zip(names, subjects, strict=True):
