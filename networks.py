@@ -53,7 +53,7 @@ class RecurrentModel(nn.Module):
         reset, candidate, update = gates.chunk(3, -1)
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
         update = torch.sigmoid(update - 1)  # the -1 lets h last longer at first (DreamerV2)
-        return update * candidate + (1 - update) * h
+        return h + update * (candidate - h)
 
 
 class LatentHead(nn.Module):
