@@ -214,7 +214,7 @@ class Dreamer:
         if 0 < count < len(starts[0]):
             chosen = torch.randint(len(starts[0]), (count,), device=self.device)
             starts = [part[chosen] for part in starts]  # (N, ...)
-        with self.autocast():  # another one: each casts a weight once, as it was before its step
+        with self.autocast():  # a new one: the first goes on with the weights from before its step
             imagined, actor_metrics = self.train_actor(*starts)
             replayed = self.replayed_returns(batch, torch.cat(state, -1))
             return metrics | actor_metrics | self.train_critic(imagined, replayed)

@@ -175,7 +175,7 @@ def main():
         if turn % 5 == 0:  # a shared machine changes its speed, so both are measured side by side
             for dtype, measured in rates.items():
                 measured.append(matrix_rate(device, dtype))
-            for subject in subjects:
+            for subject in subjects:  # the large products emptied the caches: this step won't count
                 subject.step()
                 subject.forget_last()
         for subject in subjects:
