@@ -100,7 +100,9 @@ class LatentHead(nn.Module):
             uniform = torch.rand_like((statistics[:1] if alike else statistics)[..., :1])
             index = (uniform > cumulative).sum(-1, keepdim=True)
         one_hot = torch.zeros_like(statistics).scatter_(-1, index, 1.0)
-        return (one_hot + statistics - statistics.detach()).flatten(-2)
+        if statistics.requires_grad:  # straight through: the gradient of the probabilities
+            one_hot = one_hot + statistics - statistics.detach()
+        return one_hot.flatten(-2)
 
     def divergence(self, left, right):
         """KL[left, right] of two statistics, in nats, summed over the variables -> (...)."""

@@ -77,9 +77,9 @@ def update_return_scale(scale, returns, decay):
 
     DreamerV3, Actor learning: small returns are not blown up, so the divisor is at least one.
     """
-    returns = returns.detach().flatten()
-    span = torch.quantile(returns, 0.95) - torch.quantile(returns, 0.05)
-    return scale.mul_(decay).add_((1 - decay) * span).clamp(min=1.0)
+    shares = torch.linspace(0.05, 0.95, 2, device=returns.device)
+    low, high = torch.quantile(returns.detach().flatten(), shares)
+    return scale.mul_(decay).add_((1 - decay) * (high - low)).clamp(min=1.0)
 
 
 def shrink_to_quantile(gradient, share):
