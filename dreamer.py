@@ -18,6 +18,7 @@ F feature.
 import copy
 import hashlib
 import json
+import math
 from functools import partial
 
 import numpy as np
@@ -49,6 +50,8 @@ SHAPES = (
     *("scalar", "bins", "bin_limit"),
 )
 
+SWITCH_ON = 0.5  # an action of `switches` is on above it, else off
+
 
 def checksum(weights, metadata):
     """SHA-256 over named tensors and texts, as hexadecimal text."""
@@ -65,7 +68,7 @@ def of_today(config):
         RENAMED.get(f"dreamer.{key}", key).removeprefix("dreamer."): value
         for key, value in dict(config["dreamer"]).items()
     }
-    return {"videos": False, **config, "dreamer": settings}
+    return {"videos": False, **config, "dreamer": {"switches": []} | settings}
 
 
 class Dreamer:
@@ -81,6 +84,8 @@ class Dreamer:
         self.prior = LatentHead(settings)
         if settings.observation_scale and len(settings.observation_scale) != observation_size:
             raise UserError(f"dreamer.observation_scale needs {observation_size} numbers, or none.")
+        if any(switch >= action_size for switch in settings.switches):
+            raise UserError(f"dreamer.switches: there are actions 0 to {action_size - 1} only.")
         scale = torch.tensor(list(settings.observation_scale), dtype=torch.float32)
         self.scale = scale.to(self.device)
         self.carried = observation_size if settings.observation_in_state else 0
@@ -153,7 +158,9 @@ class Dreamer:
             raise ValueError(f"{len(rows)} observations for {len(h)} games; call reset() between")
         h = self.recurrent(h, torch.cat([z, a, o], -1))
         o = self.squash(rows)
-        z = self.posterior.sample(self.posterior(h, self.encoder(o)), deterministic or plan)
+        z = self.posterior.sample(
+            self.posterior(h, self.encoder(o)), deterministic=deterministic or plan
+        )
         o = o[:, : self.carried]
         policy = self.slow_actor(torch.cat([h, z, o], -1))
         if plan:
@@ -179,9 +186,9 @@ class Dreamer:
         h, z, o = (part.repeat(candidates, futures, 1) for part in (h, z, o))  # (., futures * n, .)
         a, worth, discount = first.repeat(1, futures, 1), 0.0, 1.0
         with self.autocast():
-            for _ in range(horizon):
+            for luck in self.prior.chance(horizon, futures * games):
                 h = self.recurrent(h, torch.cat([z, a, o], -1))
-                z = self.prior.sample(self.prior(h), alike=True)
+                z = self.prior.sample(self.prior(h), luck)
                 if self.carried:
                     o = self.decode(h, z, o)
                 feature = torch.cat([h, z, o], -1)
@@ -313,22 +320,9 @@ class Dreamer:
         Returns (states (H, N, F), their lambda-returns (H, N), weights (H, N)), and metrics.
         """
         settings, through_dynamics = self.settings, self.settings.actor_gradient == "dynamics"
-        shrink = partial(shrink_to_quantile, share=settings.gradient_quantile)
-        layers = torch.bfloat16 if self.in_bfloat16 else torch.float32  # cast once for all of them
-        features, policies, samples = [torch.cat([h, z, o], -1).to(layers)], [], []
-        for _ in range(settings.horizon):
-            policies.append(self.actor(features[-1]))
-            samples.append(policies[-1].rsample())
-            a = torch.tanh(samples[-1])
-            if through_dynamics:  # a few chaotic trajectories would drown all others
-                a.register_hook(shrink)
-            with torch.set_grad_enabled(through_dynamics):
-                h = self.recurrent(h, torch.cat([z, a, o], -1))
-                z = self.prior.sample(self.prior(h))
-                if self.carried:
-                    o = self.decode(h, z, o)
-                features.append(torch.cat([h, z, o], -1).to(layers))
-        states = torch.stack(features)  # (H+1, N, F)
+        start, noise = (h, z, o), partial(torch.randn, len(h), self.sizes[1], device=h.device)
+        chance = [(noise(), self.prior.chance(len(h))) for _ in range(settings.horizon)]
+        states, policies, samples = self.imagine(*start, chance)
         with torch.set_grad_enabled(through_dynamics):
             returns, values, weights = self.imagined_returns(states, alive)
         scale = update_return_scale(self.return_scale, returns, settings.return_scale_decay)
@@ -339,6 +333,10 @@ class Dreamer:
             objective = policy.log_prob(u.detach()) * (returns - values) / scale
         assert objective.shape == entropy.shape == weights.shape, objective.shape  # (H, N)
         actor_loss = -(weights * (objective + settings.entropy * entropy)).mean()
+        for switch in settings.switches:
+            first = policies[0], samples[0], returns[0].detach()
+            gain = self.switch_gain(switch, start, chance, alive, *first) / scale
+            actor_loss = actor_loss - (alive * gain).mean()
         norm = self._optimize("actor", actor_loss)
         self._follow("actor")
         metrics = {
@@ -350,6 +348,50 @@ class Dreamer:
             "behavior/return_scale": self.return_scale.clone(),
         }
         return (states[:-1].detach(), returns.detach(), weights), metrics
+
+    def imagine(self, h, z, o, chance, flip=None):
+        """Trajectories from states (N, .) by the policy and the prior.
+
+        chance: H pairs of random numbers, for the action (N, A) and for the latent; `flip`: number
+        of a switch that is turned the other way at the first decision. Returns features
+        (H+1, N, F) and, as lists over H, policies and their samples u (N, A).
+        """
+        shrink = partial(shrink_to_quantile, share=self.settings.gradient_quantile)
+        through_dynamics = self.settings.actor_gradient == "dynamics" and torch.is_grad_enabled()
+        layers = torch.bfloat16 if self.in_bfloat16 else torch.float32  # cast once for all of them
+        features, policies, samples = [torch.cat([h, z, o], -1).to(layers)], [], []
+        for t, (noise, luck) in enumerate(chance):
+            policies.append(self.actor(features[-1]))
+            normal = policies[-1].base_dist
+            samples.append(normal.loc + normal.scale * noise)
+            a = torch.tanh(samples[-1])
+            if flip is not None and t == 0:
+                a[:, flip] = torch.where(a[:, flip] > SWITCH_ON, -0.9, 0.9)
+            if through_dynamics:  # a few chaotic trajectories would drown all others
+                a.register_hook(shrink)
+            with torch.set_grad_enabled(through_dynamics):
+                h = self.recurrent(h, torch.cat([z, a, o], -1))
+                z = self.prior.sample(self.prior(h), luck)
+                if self.carried:
+                    o = self.decode(h, z, o)
+                features.append(torch.cat([h, z, o], -1).to(layers))
+        return torch.stack(features), policies, samples
+
+    def switch_gain(self, switch, start, chance, alive, policy, u, returns):
+        """p (R_on - R_off) (N,), p being the policy's probability that this action is on.
+
+        An action that the game reads as on or off has no gradient but at its threshold, which the
+        world model blurs. So the first decision is imagined the other way too, all else and chance
+        alike; the gradient with respect to p is exact: the sum over all actions of Mean
+        Actor-Critic (Allen et al., arXiv 1709.00503). u (N, A), returns (N,): as it was decided.
+        """
+        with torch.no_grad():
+            states, *_ = self.imagine(*start, chance, flip=switch)
+            flipped, *_ = self.imagined_returns(states, alive)
+        gain = returns - flipped[0]
+        gain = torch.where(torch.tanh(u[:, switch]) > SWITCH_ON, gain, -gain).detach()
+        mean, std = policy.base_dist.loc[:, switch], policy.base_dist.scale[:, switch]
+        return gain * torch.special.ndtr((mean - math.atanh(SWITCH_ON)) / std)
 
     def imagined_returns(self, states, alive):
         """Lambda-returns (H, N), values (H, N) and weights (H, N) of imagined states (H+1, N, F).

@@ -84,21 +84,29 @@ class LatentHead(nn.Module):
         mean, std = hidden.unflatten(-1, (2, self.size)).unbind(-2)
         return torch.stack([mean, F.softplus(std) + 0.1], -2)
 
-    def sample(self, statistics, deterministic=False, alike=False):
+    def chance(self, *size):
+        """The random numbers of so many samples; samples of the same chance have the same luck."""
+        device = self.first.weight.device
+        if self.categorical:  # one uniform number per variable
+            return torch.rand(*size, self.groups, 1, device=device)
+        return torch.randn(*size, self.size, device=device)
+
+    def sample(self, statistics, chance=None, deterministic=False):
         """A sample with (straight-through) gradient, or the mode -> (..., G*C).
 
-        `alike`: the same random numbers for all of the first dimension.
+        `chance`: what `chance()` returned for the leading dimensions, or the last of them; without
+        it, new random numbers.
         """
+        if chance is None and not deterministic:
+            chance = self.chance(*statistics.shape[:-2])
         if not self.categorical:
             mean, std = statistics.unbind(-2)
-            noise = torch.randn_like(std[:1] if alike else std)
-            return mean if deterministic else mean + std * noise
+            return mean if deterministic else mean + std * chance
         if deterministic:
             index = statistics.argmax(-1, keepdim=True)
-        else:  # one uniform number per variable, looked up in the cumulative distribution
+        else:  # looked up in the cumulative distribution
             cumulative = statistics.detach().cumsum(-1)[..., :-1]
-            uniform = torch.rand_like((statistics[:1] if alike else statistics)[..., :1])
-            index = (uniform > cumulative).sum(-1, keepdim=True)
+            index = (chance > cumulative).sum(-1, keepdim=True)
         one_hot = torch.zeros_like(statistics).scatter_(-1, index, 1.0)
         if statistics.requires_grad:  # straight through: the gradient of the probabilities
             one_hot = one_hot + statistics - statistics.detach()

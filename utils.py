@@ -169,6 +169,7 @@ SCHEMA = {  # key: kind, (int or float, smallest, largest), {allowed words}, or 
     "dreamer.precision": {"auto", "float32", "bfloat16"},
     "dreamer.horizon": (int, 1, 1000),
     "dreamer.gradient_quantile": SHARE,
+    "dreamer.switches": [FROM_ZERO],
     "dreamer.discount": SHARE,
     "dreamer.return_lambda": SHARE,
     "dreamer.actor_gradient": {"dynamics", "reinforce"},

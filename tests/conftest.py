@@ -32,6 +32,7 @@ SMALL = {
     "dreamer.horizon": 4,
     "dreamer.world_model_head_start": 0,
     "dreamer.observation_scale": [],
+    "dreamer.switches": [],
     "dreamer.precision": "float32",
     "dreamer.critic_imagination": 1,
     "dreamer.critic_replay": 0,

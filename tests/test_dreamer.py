@@ -28,7 +28,7 @@ def make_agent(small_config):
 
     def make(seed=0, sizes=(18, 4), device="cpu", **settings):
         torch.manual_seed(seed)
-        settings = {"free_nats": 0} | settings
+        settings = {"free_nats": 0, "switches": [3] if sizes[1] == 4 else []} | settings
         config = small_config(**{f"dreamer__{key}": value for key, value in settings.items()})
         return Dreamer(config, *sizes, device)
 
@@ -322,7 +322,7 @@ def test_imagination_after_a_predicted_end_weighs_nothing(make_agent, actor_grad
     losses = {}
     for continues in (-60.0, 60.0):
         for horizon in (1, 4):
-            agent, state = prepared(make_agent, actor_gradient=actor_gradient)
+            agent, state = prepared(make_agent, actor_gradient=actor_gradient, switches=[])
             agent.settings = agent.settings.copy()
             OmegaConf.set_readonly(agent.settings, False)
             agent.settings.horizon = horizon
@@ -334,6 +334,47 @@ def test_imagination_after_a_predicted_end_weighs_nothing(make_agent, actor_grad
             losses[continues, horizon] = [horizon * metrics[name].item() for name in names]
     assert losses[-60.0, 4] == pytest.approx(losses[-60.0, 1], rel=1e-4, abs=1e-6)
     assert losses[60.0, 4][1] > 2 * losses[60.0, 1][1]
+
+
+@LATENTS
+def test_a_switch_is_tried_both_ways_in_the_same_chance(make_agent, latent):
+    agent, (h, z, o) = prepared(make_agent, latent=latent)
+    alive, start = torch.ones(len(h)), (h, z, o)
+    chance = [(torch.randn(len(h), 4), agent.prior.chance(len(h))) for _ in range(3)]
+
+    def gain():
+        states, policies, samples = agent.imagine(*start, chance)
+        returns, *_ = agent.imagined_returns(states, alive)
+        return agent.switch_gain(3, start, chance, alive, policies[0], samples[0], returns[0])
+
+    assert gain().abs().mean() > 1e-4
+    column = agent.prior.size + 3  # of what the world model is told: z, a, o
+    agent.recurrent.inputs.weight.data[:, column] = 0
+    assert gain().abs().max() < 1e-5
+
+
+def test_a_switch_is_turned_on_where_that_pays(make_agent):
+    agent, (h, z, o) = prepared(make_agent)
+    feature = torch.cat([h, z, o], -1)
+    chance = [(torch.zeros(len(h), 4), agent.prior.chance(len(h)))]  # as the policy's mean decides
+    for is_on in (True, False):
+        bias = agent.actor.layers[-1].bias
+        bias.data[3] = 1.0 if is_on else 0.0  # on above 0.55
+        policy = agent.actor(feature)
+        u = policy.base_dist.loc
+        agent.imagined_returns = lambda *_: (torch.full((1, len(h)), 2.0),)  # the other way
+        for returned in (1.0, 3.0):
+            returns = torch.full((len(h),), returned)
+            gain = agent.switch_gain(3, (h, z, o), chance, torch.ones(len(h)), policy, u, returns)
+            (slope,) = torch.autograd.grad(gain.sum(), bias, retain_graph=True)
+            should_be_on = is_on == (returned > 2)
+            assert (slope[3] > 0) == should_be_on and slope[3] != 0
+            assert slope[:3].abs().max() == 0
+
+
+def test_a_switch_that_is_no_action_is_refused(make_agent):
+    with pytest.raises(UserError, match="switches: there are actions 0 to 3 only"):
+        make_agent(switches=[4])
 
 
 def naive_replayed_return(agent, batch, values, game, t):
@@ -758,6 +799,6 @@ def test_a_plan_without_a_choice_is_the_policys_mean(make_agent):
 def test_samples_may_meet_the_same_chance(make_agent, latent):
     head = make_agent(latent=latent).prior
     rows = head(torch.randn(5, 32)).expand(6, -1, -1, -1)
-    alike, free = head.sample(rows, alike=True), head.sample(rows)
+    alike, free = head.sample(rows, head.chance(5)), head.sample(rows)
     assert torch.equal(alike, alike[:1].expand_as(alike))
     assert not torch.equal(free, free[:1].expand_as(free))

@@ -58,9 +58,9 @@ def parameters(agent, part):
 # ---------------------------------------------------------------------------- plainly
 
 
-def latent(statistics):
+def latent(statistics, uniform=None):
     """The distribution, and a straight-through sample by the inverse of its cumulative one."""
-    uniform = torch.rand_like(statistics[..., :1])
+    uniform = torch.rand_like(statistics[..., :1]) if uniform is None else uniform
     index = (uniform > statistics.cumsum(-1)[..., :-1]).sum(-1)
     one_hot = torch.eye(statistics.shape[-1])[index]
     sample = (one_hot + statistics - statistics.detach()).flatten(-2)
@@ -128,35 +128,50 @@ def plain_actor(agent, h, z, o, alive):
     """The actor's loss, and what the critic learns from: (state, R, weight) of each step."""
     settings = agent.settings
     through_dynamics = settings.actor_gradient == "dynamics"
-    states, chosen = [torch.cat([h, z, o], -1)], []
+    size, start = len(h), (h, z, o)
+    chance = [
+        (torch.randn(size, 4), torch.rand(size, settings.latent_groups, 1))
+        for _ in range(settings.horizon)
+    ]
 
     def shrink(gradient):
         lengths = gradient.norm(dim=-1, keepdim=True)
         limit = torch.quantile(lengths, settings.gradient_quantile)
         return torch.where(lengths > limit, gradient * limit / lengths, gradient)
 
-    for _ in range(settings.horizon):
-        policy = agent.actor(states[-1].detach() if not through_dynamics else states[-1])
-        u = policy.rsample()
-        a = torch.tanh(u)
-        if through_dynamics:
-            a.register_hook(shrink)
-        chosen.append((policy, u))
-        h = agent.recurrent(h, torch.cat([z, a, o], -1))
-        _, z = latent(agent.prior(h))
-        if agent.carried:
-            o = o + agent.decoder(torch.cat([h, z, o], -1))
-        states.append(torch.cat([h, z, o], -1))
-    rewards = [expectation(agent.reward, agent.reward(state)) for state in states]
-    continues = [torch.sigmoid(agent.continues(state)[:, 0]) for state in states]
-    values = [expectation(agent.slow_critic, agent.slow_critic(state)) for state in states]
-    returns, weights = [values[-1]], [alive]
-    for t in reversed(range(1, settings.horizon + 1)):
-        mixed = (1 - settings.return_lambda) * values[t] + settings.return_lambda * returns[0]
-        returns.insert(0, rewards[t] + settings.discount * continues[t] * mixed)
+    def imagine(h, z, o, turned=False):
+        states, chosen = [torch.cat([h, z, o], -1)], []
+        for t, (noise, luck) in enumerate(chance):
+            policy = agent.actor(states[-1].detach() if not through_dynamics else states[-1])
+            u = policy.mean + policy.stddev * noise
+            a = torch.tanh(u)
+            if turned and t == 0:
+                a = torch.cat([a[:, :3], torch.where(a[:, 3:] > 0.5, -0.9, 0.9)], -1)
+            elif through_dynamics:
+                a.register_hook(shrink)
+            chosen.append((policy, u))
+            h = agent.recurrent(h, torch.cat([z, a, o], -1))
+            _, z = latent(agent.prior(h), luck)
+            if agent.carried:
+                o = o + agent.decoder(torch.cat([h, z, o], -1))
+            states.append(torch.cat([h, z, o], -1))
+        return states, chosen
+
+    def returns_of(states):
+        rewards = [expectation(agent.reward, agent.reward(state)) for state in states]
+        continues = [torch.sigmoid(agent.continues(state)[:, 0]) for state in states]
+        values = [expectation(agent.slow_critic, agent.slow_critic(state)) for state in states]
+        returns = [values[-1]]
+        for t in reversed(range(1, settings.horizon + 1)):
+            mixed = (1 - settings.return_lambda) * values[t] + settings.return_lambda * returns[0]
+            returns.insert(0, rewards[t] + settings.discount * continues[t] * mixed)
+        return returns[:-1], values, continues
+
+    states, chosen = imagine(*start)
+    returns, values, continues = returns_of(states)
+    weights = [alive]
     for t in range(1, settings.horizon):
         weights.append((weights[-1] * settings.discount * continues[t]).detach())
-    returns = returns[:-1]
     everything = torch.stack(returns).detach()
     spread = torch.quantile(everything, 0.95) - torch.quantile(everything, 0.05)
     scale = max(1.0, float(0.99 * 2.0 + 0.01 * spread))
@@ -171,6 +186,12 @@ def plain_actor(agent, h, z, o, alive):
             objective = policy.log_prob(u.detach()) * (state - value).detach() / scale
         total = total - (weight * (objective + settings.entropy * entropy)).sum()
     loss = total / (settings.horizon * len(alive))
+    for _ in settings.switches:
+        (policy, u), (other, *_) = chosen[0], returns_of(imagine(*start, turned=True)[0])[0]
+        is_on = torch.tanh(u[:, 3]) > 0.5
+        on, off = (torch.where(is_on == side, returns[0], other).detach() for side in (True, False))
+        p = 1 - Normal(policy.mean[:, 3], policy.stddev[:, 3]).cdf(torch.tensor(0.5).atanh())
+        loss = loss - (alive * (p * on + (1 - p) * off - off)).mean() / scale
     learnt = [
         (s.detach(), r.detach(), w) for s, r, w in zip(states, returns, weights, strict=False)
     ]
@@ -227,10 +248,14 @@ def plainly(agent, batch):
     }
 
 
+@pytest.mark.parametrize("switches", [[], [3]])
 @pytest.mark.parametrize("observation_in_state", [True, False])
 @pytest.mark.parametrize("actor_gradient", ["dynamics", "reinforce"])
-def test_the_step_is_the_plain_computation(small_config, actor_gradient, observation_in_state):
+def test_the_step_is_the_plain_computation(
+    small_config, actor_gradient, observation_in_state, switches
+):
     settings = SETTINGS | {
+        "switches": switches,
         "actor_gradient": actor_gradient,
         "observation_in_state": observation_in_state,
     }
