@@ -223,7 +223,9 @@ class Dreamer:
             starts = [part[chosen] for part in starts]  # (N, ...)
         with self.autocast():  # a new one: the first goes on with the weights from before its step
             imagined, actor_metrics = self.train_actor(*starts)
-            replayed = self.replayed_returns(batch, torch.cat(state, -1))
+            replayed = None
+            if self.settings.critic_replay > 0:
+                replayed = self.replayed_returns(batch, torch.cat(state, -1))
             return metrics | actor_metrics | self.train_critic(imagined, replayed)
 
     def autocast(self):
@@ -431,22 +433,23 @@ class Dreamer:
     def train_critic(self, imagined, replayed):
         """One step of the critic towards the returns of imagined and of replayed states.
 
-        Both are (states (H, N, F), returns (H, N), weights (H, N)); the slow critic follows.
+        Both are (states (H, N, F), returns (H, N), weights (H, N)), or None if their share is 0;
+        the slow critic follows.
         """
         settings, total = self.settings, 0.0
         shares = (settings.critic_imagination, settings.critic_replay)
-        for share, (features, returns, weights) in zip(shares, (imagined, replayed), strict=True):
+        for share, source in zip(shares, (imagined, replayed), strict=True):
             if share > 0:
+                features, returns, weights = source
                 loss = self.critic.loss(self.critic(features), returns)
                 assert loss.shape == weights.shape, loss.shape  # (H, N)
                 total = total + share * (weights * loss).mean()
         norm = self._optimize("critic", total)
         self._follow("critic")
-        return {
-            "behavior/critic_loss": total.detach(),
-            "behavior/critic_gradient_norm": norm,
-            "behavior/replayed_return": replayed[1].mean(),
-        }
+        metrics = {"behavior/critic_loss": total.detach(), "behavior/critic_gradient_norm": norm}
+        if replayed:
+            metrics["behavior/replayed_return"] = replayed[1].mean()
+        return metrics
 
     def _parameters(self, names):
         """The parameters of the networks of these names, as a list."""
