@@ -63,7 +63,7 @@ def checksum(weights, metadata):
 
 
 def of_today(config):
-    """The config (a dict) of a saved agent with the names that have changed since."""
+    """The config (a dict) of a saved agent, with names and keys that have changed since."""
     settings = {
         RENAMED.get(f"dreamer.{key}", key).removeprefix("dreamer."): value
         for key, value in dict(config["dreamer"]).items()
@@ -85,7 +85,9 @@ class Dreamer:
         if settings.observation_scale and len(settings.observation_scale) != observation_size:
             raise UserError(f"dreamer.observation_scale needs {observation_size} numbers, or none.")
         if any(switch >= action_size for switch in settings.switches):
-            raise UserError(f"dreamer.switches: there are actions 0 to {action_size - 1} only.")
+            raise UserError(
+                f"dreamer.switches: there are actions 0 to {action_size - 1} only; [] for none."
+            )
         scale = torch.tensor(list(settings.observation_scale), dtype=torch.float32)
         self.scale = scale.to(self.device)
         self.carried = observation_size if settings.observation_in_state else 0
@@ -355,8 +357,8 @@ class Dreamer:
         """Trajectories from states (N, .) by the policy and the prior.
 
         chance: H pairs of random numbers, for the action (N, A) and for the latent; `flip`: number
-        of a switch that is turned the other way at the first decision. Returns features
-        (H+1, N, F) and, as lists over H, policies and their samples u (N, A).
+        of a switch that is turned the other way at the first decision (without gradient only).
+        Returns features (H+1, N, F) and, as lists over H, policies and their samples u (N, A).
         """
         shrink = partial(shrink_to_quantile, share=self.settings.gradient_quantile)
         through_dynamics = self.settings.actor_gradient == "dynamics" and torch.is_grad_enabled()
@@ -367,7 +369,7 @@ class Dreamer:
             normal = policies[-1].base_dist
             samples.append(normal.loc + normal.scale * noise)
             a = torch.tanh(samples[-1])
-            if flip is not None and t == 0:
+            if flip is not None and t == 0:  # to where nobody doubts whether it is on
                 a[:, flip] = torch.where(a[:, flip] > SWITCH_ON, -0.9, 0.9)
             if through_dynamics:  # a few chaotic trajectories would drown all others
                 a.register_hook(shrink)

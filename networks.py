@@ -85,7 +85,7 @@ class LatentHead(nn.Module):
         return torch.stack([mean, F.softplus(std) + 0.1], -2)
 
     def chance(self, *size):
-        """The random numbers of so many samples; samples of the same chance have the same luck."""
+        """Random numbers for samples: (*size, G, 1) or (*size, G*C), the same luck each time."""
         device = self.first.weight.device
         if self.categorical:  # one uniform number per variable
             return torch.rand(*size, self.groups, 1, device=device)
