@@ -31,6 +31,7 @@ from torch import nn
 from networks import Actor, LatentHead, RecurrentModel, ScalarHead, mlp
 from utils import (
     RENAMED,
+    Beside,
     UserError,
     check_config,
     lambda_returns,
@@ -120,6 +121,7 @@ class Dreamer:
             "critic": self._optimizer(["critic"], settings.critic_rate),
         }
         self.memory = None
+        self.beside = Beside()
 
     # ------------------------------------------------------------------------ playing
 
@@ -210,25 +212,38 @@ class Dreamer:
 
     # ------------------------------------------------------------------------ learning
 
-    def train_step(self, batch):
-        """One gradient step on a batch (B, T) of the replay -> metrics as 0-d tensors."""
-        with self.autocast():
-            *state, metrics = self.train_world_model(batch)
+    def train_step(self, batch, meanwhile=None):
+        """One gradient step on a batch (B, T) of the replay -> metrics as 0-d tensors.
+
+        All three parts learn from the same weights; those of the world model change last. With
+        two cores, its backward pass runs beside the imagination and beside `meanwhile`, a function
+        that leaves the weights alone (`main.py` collects).
+        """
         self.gradient_steps += 1
         self.decay_rates()
-        if self.gradient_steps <= self.settings.world_model_head_start:
-            return metrics
+        with self.autocast():
+            *state, loss, metrics = self.observe(batch)
+        with self.beside(partial(self._backward, "world_model", loss), self.device):
+            if meanwhile:
+                meanwhile()
+            if self.gradient_steps > self.settings.world_model_head_start:
+                with self.autocast():
+                    metrics |= self.train_behavior(batch, *state)
+        metrics["world_model/gradient_norm"] = self._descend("world_model")
+        return metrics
+
+    def train_behavior(self, batch, *state):
+        """One step of actor and critic from posterior states (h, z, o) (B, T, .) -> metrics."""
         starts = [part.flatten(0, 1) for part in (*state, 1 - batch["is_terminal"])]  # (B*T, .)
         count = self.settings.imagination_starts
         if 0 < count < len(starts[0]):
             chosen = torch.randint(len(starts[0]), (count,), device=self.device)
             starts = [part[chosen] for part in starts]  # (N, ...)
-        with self.autocast():  # a new one: the first goes on with the weights from before its step
-            imagined, actor_metrics = self.train_actor(*starts)
-            replayed = None
-            if self.settings.critic_replay > 0:
-                replayed = self.replayed_returns(batch, torch.cat(state, -1))
-            return metrics | actor_metrics | self.train_critic(imagined, replayed)
+        imagined, metrics = self.train_actor(*starts)
+        replayed = None
+        if self.settings.critic_replay > 0:
+            replayed = self.replayed_returns(batch, torch.cat(state, -1))
+        return metrics | self.train_critic(imagined, replayed)
 
     def autocast(self):
         """A context in which layers compute in bfloat16, if this agent does."""
@@ -242,8 +257,8 @@ class Dreamer:
             for group in optimizer.param_groups:
                 group["lr"] = settings[f"{part}_rate"] * share
 
-    def train_world_model(self, batch):
-        """One step of the world model -> posterior states (h, z, o) (B, T, .) and metrics.
+    def observe(self, batch):
+        """The world model on a batch -> posterior states (h, z, o) (B, T, .), loss and metrics.
 
         batch: observation (B, T, O), action (B, T, A), reward, is_first, is_terminal (B, T), in
         the row convention of `buffer.py`. The states are detached; o is the carried observation.
@@ -284,8 +299,7 @@ class Dreamer:
         metrics = {f"world_model/{name}": loss.detach().mean() for name, loss in losses.items()}
         loss = self.world_model_loss(losses)
         metrics |= {"world_model/loss": loss.detach()}
-        metrics["world_model/gradient_norm"] = self._optimize("world_model", loss)
-        return h.detach(), z.detach(), o, metrics
+        return h.detach(), z.detach(), o, loss, metrics
 
     def world_model_loss(self, losses):
         """The weighted sum of the losses (B, T), averaged; KL below the free nats is free."""
@@ -365,6 +379,7 @@ class Dreamer:
         layers = torch.bfloat16 if self.in_bfloat16 else torch.float32  # cast once for all of them
         features, policies, samples = [torch.cat([h, z, o], -1).to(layers)], [], []
         for t, (noise, luck) in enumerate(chance):
+            self.beside.look()
             policies.append(self.actor(features[-1]))
             normal = policies[-1].base_dist
             samples.append(normal.loc + normal.scale * noise)
@@ -469,11 +484,22 @@ class Dreamer:
 
     def _optimize(self, part, loss):
         """One optimizer step of `part` and of nothing else -> norm of its gradient, unclipped."""
+        self.beside.look()
+        self._backward(part, loss)
+        return self._descend(part)
+
+    def _backward(self, part, loss):
+        """The gradient of the loss with respect to `part`, into its parameters."""
+        optimizer = self.optimizers[part]
+        optimizer.zero_grad(set_to_none=True)
+        # `inputs` keeps the gradient away from every other network that the loss runs through. To
+        # free the graph here would take Python's lock hundreds of times; it goes with the loss.
+        loss.backward(inputs=optimizer.param_groups[0]["params"], retain_graph=True)
+
+    def _descend(self, part):
+        """One optimizer step of `part` -> norm of its gradient, unclipped."""
         optimizer = self.optimizers[part]
         parameters = optimizer.param_groups[0]["params"]
-        optimizer.zero_grad(set_to_none=True)
-        # `inputs` keeps the gradient away from every other network that the loss runs through
-        loss.backward(inputs=parameters)
         norm = nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
         optimizer.step()
         return norm

@@ -310,11 +310,19 @@ class Training:
         self.episode_return[self.done], self.episode_length[self.done] = 0, 0
 
     def train(self):
-        """One gradient step."""
+        """One gradient step, and meanwhile the decisions that have to come before the next one."""
         began, self.is_saved = time.time(), False
         sizes = self.config.replay
         batch = self.replay.sample(sizes.batch_size, sizes.batch_length, self.mirror)
-        self.metrics.add(self.agent.train_step(batch))
+
+        def meanwhile():
+            nonlocal began
+            start = time.time()
+            while not self.should_train():
+                self.collect()
+            began += time.time() - start  # this was collecting
+
+        self.metrics.add(self.agent.train_step(batch, meanwhile))
         self.metrics.add_time("train", began)
         self.bar.update(1)
 

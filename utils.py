@@ -14,6 +14,7 @@ import random
 import shutil
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -358,6 +359,52 @@ def keep_freed_memory():
         trim_threshold, mmap_threshold = -1, -3
         mallopt(mmap_threshold, 2**30)
         mallopt(trim_threshold, 2**31 - 1)
+
+
+class Beside:
+    """Runs a function in a thread with one of PyTorch's CPU cores to itself, beside its caller.
+
+        with beside(function, device):  # the caller computes on the other cores ...
+            beside.look()               # ... and on all of them once the function has ended
+
+    It pays for functions that hardly need Python's lock. On a single core, and on other devices,
+    whose work is queued anyway, the function comes first and the caller after it.
+    """
+
+    def __init__(self):
+        self.thread, self.running = None, None  # an executor; the function's future
+        self.cores = 1
+
+    @contextlib.contextmanager
+    def __call__(self, function, device):
+        """As above; raises what the function raised. `device`: the one that it computes on."""
+        self.cores = torch.get_num_threads()
+        if self.cores == 1 or device.type != "cpu":
+            function()
+            yield
+            return
+        if self.thread is None:
+            self.thread = ThreadPoolExecutor(1, initializer=self.take_one_core)
+        self.running = self.thread.submit(function)
+        torch.set_num_threads(self.cores - 1)
+        try:
+            yield
+            self.running.result()
+        finally:
+            wait([self.running])
+            torch.set_num_threads(self.cores)
+            self.running = None
+
+    @staticmethod
+    def take_one_core():
+        """Lets PyTorch use one core in this thread."""
+        torch.get_num_threads()  # a thread takes the common number over when it first asks for it
+        torch.set_num_threads(1)
+
+    def look(self):
+        """Takes the core back if the function has ended."""
+        if self.running and self.running.done():
+            torch.set_num_threads(self.cores)
 
 
 class Every:

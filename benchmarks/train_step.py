@@ -80,9 +80,7 @@ class Subject:
     def watch(self):
         """Puts stop-watches around the agent's methods; nothing in the agent knows of them."""
         agent = self.agent
-        world_model, actor, critic = (
-            getattr(agent, f"train_{part}") for part in ("world_model", "actor", "critic")
-        )
+        actor, critic = agent.train_actor, agent.train_critic
 
         def timed(part, function):
             def run(*arguments):
@@ -105,7 +103,6 @@ class Subject:
 
         self.imagination_start = 0.0
         agent.reward.register_forward_pre_hook(imagination_ends)
-        agent.train_world_model = timed("world model", world_model)
         agent.train_actor = timed("behavior", train_actor)
         agent.train_critic = timed("behavior", critic)
         for optimizer in agent.optimizers.values():
@@ -121,6 +118,7 @@ class Subject:
         self.agent.train_step(batch)
         self.current["whole step"] = self.now() - start
         self.current["behavior"] -= self.current["imagination"]
+        self.current["world model"] = 2 * self.current["whole step"] - sum(self.current.values())
         for part in PARTS:
             self.seconds[part].append(self.current[part])
 

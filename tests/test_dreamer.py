@@ -79,9 +79,15 @@ def train_behavior(agent, *starts):
     return metrics | agent.train_critic(imagined, imagined)
 
 
+def train_world_model(agent, batch):
+    """The world model alone -> posterior states (B, T, .) and metrics."""
+    *state, loss, metrics = agent.observe(batch)
+    return *state, metrics | {"world_model/gradient_norm": agent._optimize("world_model", loss)}
+
+
 def states_of(agent, batch):
-    """The posterior states (B, T, .) of a batch, as `train_world_model` returns them."""
-    *state, _ = agent.train_world_model(batch)
+    """The posterior states (B, T, .) of a batch, from which the world model has learned."""
+    *state, _ = train_world_model(agent, batch)
     return state
 
 
@@ -111,7 +117,7 @@ def test_each_step_moves_its_own_parameters_all_of_them_and_no_others(
     for _ in range(2):  # heads that start at zero pass no gradient on in their first step
         agent.train_step(batch)
     before = weights(agent)
-    *state, metrics = agent.train_world_model(batch)
+    *state, metrics = train_world_model(agent, batch)
     between = weights(agent)
     assert changed(before, between) == keys_of(before, WORLD_MODEL)
     assert all(not part.requires_grad for part in state)
@@ -165,7 +171,7 @@ def test_the_slow_actor_is_the_one_that_plays(make_agent):
 def test_free_nats_cost_nothing(make_agent):
     agent = make_agent(free_nats=1000, beta_dynamics=1, beta_representation=1)
     before = weights(agent)
-    agent.train_world_model(make_batch())
+    train_world_model(agent, make_batch())
     assert not changed(before, weights(agent)) & keys_of(before, {"prior"})
 
 
@@ -645,19 +651,53 @@ def test_layers_may_compute_in_bfloat16_but_no_distribution(make_agent, monkeypa
     assert said == {torch.float32}
 
 
-def test_imagination_runs_through_the_world_model_of_this_step(make_agent, monkeypatch):
-    """Autocast casts a weight once per context: the copies from before its step must not stay."""
-    agent = make_agent(precision="bfloat16", world_model_rate=0.1)
-    seen, train_actor = [], agent.train_actor
-
-    def watched(h, *others):
-        seen.extend((agent.prior(h), h))
-        return train_actor(h, *others)
-
-    monkeypatch.setattr(agent, "train_actor", watched)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_all_three_parts_learn_from_the_same_weights(make_agent, monkeypatch, threads):
+    """The world model changes last, whatever runs beside its backward pass."""
+    torch.set_num_threads(threads)
+    agent = make_agent(precision="bfloat16")
+    before, between = weights(agent), []
+    for name in ("train_actor", "train_critic"):
+        original = getattr(agent, name)
+        monkeypatch.setattr(
+            agent, name, lambda *x, f=original: between.append(weights(agent)) or f(*x)
+        )
     agent.train_step(make_batch())
-    with agent.autocast():
-        assert torch.equal(seen[0], agent.prior(seen[1]))
+    assert [changed(before, part) & keys_of(before, WORLD_MODEL) for part in between] == [set()] * 2
+    assert changed(before, weights(agent)) & keys_of(before, WORLD_MODEL)
+    assert torch.get_num_threads() == threads
+
+
+def test_two_threads_learn_what_one_does(make_agent):
+    """What runs beside each other changes no number: neither needs luck or weights of the other."""
+    after, metrics = [], []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        agent, rows, actions = make_agent(), observations(3), []
+
+        def meanwhile(agent=agent, rows=rows, actions=actions):
+            actions.append(agent.act(rows))
+
+        for seed in range(4):
+            torch.manual_seed(seed)
+            metrics.append(agent.train_step(make_batch(seed=seed), meanwhile))
+        assert len(actions) == 4
+        after.append((weights(agent), actions))
+    (one, acted), (two, acted_as_well) = after
+    assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one)
+    assert np.allclose(acted, acted_as_well, atol=1e-5)
+    for early, late in zip(metrics[:4], metrics[4:], strict=True):
+        assert early == {key: pytest.approx(float(value), abs=1e-4) for key, value in late.items()}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_failure_beside_the_step_leaves_the_agent_able_to_learn(make_agent, threads):
+    torch.set_num_threads(threads)
+    agent = make_agent()
+    with pytest.raises(ZeroDivisionError):
+        agent.train_step(make_batch(), lambda: 1 / 0)
+    assert torch.get_num_threads() == threads
+    agent.train_step(make_batch())
 
 
 def test_a_state_is_a_copy_of_its_moment(make_agent):

@@ -138,10 +138,10 @@ def test_a_run_leaves_its_files(copied):
 def test_the_train_ratio_is_kept(train_ratio):
     table = train(train_ratio=train_ratio, evaluate_every=100, log_every=1)
     batch_rows, warmup_steps = 16, 150  # with both views a step makes two rows
-    for row in table.itertuples():
+    for row in table.itertuples():  # what the next step needs was collected during this one
         earned = (row.environment_steps - warmup_steps) * train_ratio
-        assert earned >= row.gradient_steps * batch_rows
-        assert earned - 4 * train_ratio < row.gradient_steps * batch_rows
+        assert earned >= (row.gradient_steps + 1) * batch_rows
+        assert earned - 4 * train_ratio < (row.gradient_steps + 1) * batch_rows
 
 
 def test_one_seed_gives_the_same_numbers_and_another_does_not(finished):

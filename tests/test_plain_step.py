@@ -38,15 +38,14 @@ def make_agent(config):
 
 def of_the_step(agent, batch):
     """part -> (loss, gradients) as `train_step` computes them."""
-    found, optimize = {}, agent._optimize
+    found, backward = {}, agent._backward
 
     def watch(part, loss):
-        norm = optimize(part, loss)
+        backward(part, loss)
         gradients = [parameter.grad.clone() for parameter in parameters(agent, part)]
         found[part] = (loss.detach(), gradients)
-        return norm
 
-    agent._optimize = watch
+    agent._backward = watch
     agent.train_step(batch)
     return found
 

@@ -77,7 +77,7 @@ def run(stop_after=None, crash_after=None, **overrides):
             count += 1
             if count == crash_after:
                 raise KeyboardInterrupt
-            training.should_stop = count == stop_after
+            training.should_stop |= count == stop_after
 
         return act
 

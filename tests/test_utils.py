@@ -6,6 +6,9 @@ import pickle
 import random
 import re
 import sys
+import threading
+import time
+from concurrent.futures import wait
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +21,7 @@ from omegaconf import OmegaConf
 
 from utils import (
     SCHEMA,
+    Beside,
     Every,
     Metrics,
     UserError,
@@ -326,6 +330,53 @@ def test_memory_is_kept_where_the_c_library_can(monkeypatch, platform):
     assert len(asked) == (2 if platform == "linux" else 0)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())  # another C library
     keep_freed_memory()
+
+
+CPU = torch.device("cpu")
+
+
+def test_beside_has_a_core_for_either_until_the_function_ends():
+    torch.set_num_threads(3)
+    beside, may_end, seen = Beside(), threading.Event(), []
+
+    def function():
+        may_end.wait(60)
+        seen.append((threading.current_thread(), torch.get_num_threads()))
+
+    for _ in range(2):  # the thread is used again
+        may_end.clear()
+        with beside(function, CPU):
+            beside.look()
+            assert torch.get_num_threads() == 2
+            may_end.set()
+            wait([beside.running])
+            beside.look()
+            assert torch.get_num_threads() == 3
+        assert torch.get_num_threads() == 3
+    assert seen[0] == seen[1] and seen[0][1] == 1
+    assert seen[0][0] is not threading.current_thread()
+
+
+@pytest.mark.parametrize(("threads", "device"), [(1, CPU), (3, torch.device("meta"))])
+def test_beside_comes_first_where_there_is_no_core_to_spare(threads, device):
+    torch.set_num_threads(threads)
+    beside, seen = Beside(), []
+    with beside(lambda: seen.append(threading.current_thread()), device):
+        beside.look()
+        assert seen == [threading.current_thread()]
+        assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_beside_lets_no_error_pass_and_leaves_nothing_running(threads):
+    torch.set_num_threads(threads)
+    beside, ended = Beside(), []
+    with pytest.raises(ZeroDivisionError), beside(lambda: 1 / 0, CPU):
+        pass
+    with pytest.raises(KeyError), beside(lambda: time.sleep(0.1) or ended.append(1), CPU):
+        raise KeyError
+    assert ended == [1] and beside.running is None
+    assert torch.get_num_threads() == threads
 
 
 def test_an_unknown_device_is_refused():
