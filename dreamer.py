@@ -351,7 +351,7 @@ class Dreamer:
             objective = policy.log_prob(u.detach()) * (returns - values) / scale
         assert objective.shape == entropy.shape == weights.shape, objective.shape  # (H, N)
         actor_loss = -(weights * (objective + settings.entropy * entropy)).mean()
-        for switch in settings.switches:
+        for switch in set(settings.switches):
             first = policies[0], samples[0], returns[0].detach()
             gain = self.switch_gain(switch, start, chance, alive, *first) / scale
             actor_loss = actor_loss - (alive * gain).mean()

@@ -48,6 +48,7 @@ from utils import (
     save_sealed,
     seed_everything,
     to_json,
+    use_threads,
 )
 
 SEEN = ("observation", "done", "episode_return", "episode_length")  # one entry per game
@@ -114,7 +115,7 @@ class Training:
     def __init__(self, config):
         """Builds all objects from the config and goes on from a checkpoint if `resume` says so."""
         seed_everything(config.seed)
-        torch.set_num_threads(config.threads or torch.get_num_threads())
+        use_threads(config.threads)
         keep_freed_memory()
         self.config = config
         self.device = pick_device(config.device)

@@ -361,6 +361,12 @@ def keep_freed_memory():
         mallopt(trim_threshold, 2**31 - 1)
 
 
+def use_threads(count):
+    """Lets PyTorch compute on so many CPU cores (0: on all), not on more than this process has."""
+    cores = torch.get_num_threads()  # before the first call: all that it may use
+    torch.set_num_threads(min(count or cores, cores))
+
+
 class Beside:
     """Runs a function in a thread with one of PyTorch's CPU cores to itself, beside its caller.
 

@@ -21,7 +21,7 @@ from dreamer import Dreamer  # noqa: E402
 from evaluate import find_agent, play_games  # noqa: E402
 from hockey_wrapper import HockeyGames, OneOpponent  # noqa: E402
 from opponents import load  # noqa: E402
-from utils import UserError, load_config, pick_device, seed_everything  # noqa: E402
+from utils import UserError, load_config, pick_device, seed_everything, use_threads  # noqa: E402
 
 
 def frames_per_second(agent, config, decisions=200):
@@ -65,7 +65,7 @@ def main():
     except UserError as error:
         print(f"collect.py: {error}", file=sys.stderr)
         return 2
-    torch.set_num_threads(config.threads or torch.get_num_threads())
+    use_threads(config.threads)
     speeds = [frames_per_second(agent, config) for _ in range(options.repeats)]
     print(f"{device}, {torch.get_num_threads()} threads, {config.environments} games side by side")
     print(f"collecting: {statistics.median(speeds):,.0f} game frames/s")

@@ -35,6 +35,7 @@ from utils import (  # noqa: E402
     check_writable,
     load_config,
     one_line,
+    use_threads,
     wilson_interval,
     write_atomically,
 )
@@ -112,7 +113,7 @@ def train_and_save(options):
         raise UserError("--steps must be at least 1 and --seed from 0 to 4294967295.")
     check_writable(folder)
     config = load_config("hockey.yml")
-    torch.set_num_threads(config.threads or torch.get_num_threads())
+    use_threads(config.threads)
     for name, path in paths.items():
         start = time.perf_counter()
         model = train(name, options.steps, options.seed, config.hockey)
@@ -221,7 +222,7 @@ def play(options):
         raise UserError(
             f"{options.folder}/ holds no strangers: python benchmarks/strangers.py train"
         )
-    torch.set_num_threads(champion.config.threads or torch.get_num_threads())
+    use_threads(champion.config.threads)
     for path, stranger in [(path, Stranger(path)) for path in paths]:
         print(f"{path.stem} ({stranger.name})")
         for bot in ("weak", "strong"):

@@ -18,7 +18,14 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from buffer import ReplayBuffer  # noqa: E402
 from dreamer import Dreamer  # noqa: E402
-from utils import UserError, keep_freed_memory, load_config, pick_device, seed_everything  # noqa: E402
+from utils import (  # noqa: E402
+    UserError,
+    keep_freed_memory,
+    load_config,
+    pick_device,
+    seed_everything,
+    use_threads,
+)
 
 PARTS = ("sample", "world model", "imagination", "behavior", "optimizers", "whole step")
 
@@ -160,7 +167,7 @@ def main():
         names = [name for name in (options.config, options.compare) if name]
         configs = [load_config(name, options.overrides) for name in names]
         device = pick_device(configs[0].device)
-        torch.set_num_threads(configs[0].threads or torch.get_num_threads())
+        use_threads(configs[0].threads)
         keep_freed_memory()
         seed_everything(0)
         subjects = [Subject(config, device) for config in configs]

@@ -383,6 +383,16 @@ def test_a_switch_that_is_no_action_is_refused(make_agent):
         make_agent(switches=[4])
 
 
+def test_a_switch_named_twice_counts_once(make_agent):
+    after = []
+    for switches in ([3], [3, 3]):
+        agent = make_agent(switches=switches)
+        torch.manual_seed(1)
+        agent.train_step(make_batch())
+        after.append(weights(agent))
+    assert not changed(*after)
+
+
 def naive_replayed_return(agent, batch, values, game, t):
     """(R_t, weight) of one row, by the recursion as the paper writes it, row by row."""
     last = len(batch["reward"][game]) - 1

@@ -44,6 +44,7 @@ from utils import (
     symlog,
     two_hot,
     update_return_scale,
+    use_threads,
     wilson_interval,
     write_atomically,
 )
@@ -330,6 +331,13 @@ def test_memory_is_kept_where_the_c_library_can(monkeypatch, platform):
     assert len(asked) == (2 if platform == "linux" else 0)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())  # another C library
     keep_freed_memory()
+
+
+@pytest.mark.parametrize(("asked", "used"), [(0, 3), (1, 1), (2, 2), (3, 3), (64, 3)])
+def test_no_more_threads_than_cores(asked, used):
+    torch.set_num_threads(3)
+    use_threads(asked)
+    assert torch.get_num_threads() == used
 
 
 CPU = torch.device("cpu")
