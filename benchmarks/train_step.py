@@ -3,7 +3,9 @@
     python benchmarks/train_step.py [--config benchmark.yml] [--compare other.yml] [key=value ...]
 
 Seconds are medians over the repeats; with `--compare` both agents step in turns, so that a busy
-machine slows both. Operations are those of matrix products, by PyTorch's own counter.
+machine slows both. With two threads, the world model's backward pass runs beside the imagination:
+"world model" is what of it nobody else's time hides. Operations are those of matrix products, by
+PyTorch's own counter.
 """
 
 import argparse
@@ -136,9 +138,11 @@ class Subject:
 
     def operations(self):
         """Floating-point operations of one step, in GFLOP."""
-        counter = FlopCounterMode(display=False)
+        counter, threads = FlopCounterMode(display=False), torch.get_num_threads()
+        torch.set_num_threads(1)  # so that all is done in this thread: no other is counted
         with counter:
             self.step()
+        torch.set_num_threads(threads)
         self.forget_last()
         return counter.get_total_flops() / 1e9
 
