@@ -35,7 +35,6 @@ from utils import (  # noqa: E402
     check_writable,
     load_config,
     one_line,
-    use_threads,
     wilson_interval,
     write_atomically,
 )
@@ -113,7 +112,7 @@ def train_and_save(options):
         raise UserError("--steps must be at least 1 and --seed from 0 to 4294967295.")
     check_writable(folder)
     config = load_config("hockey.yml")
-    use_threads(config.threads)
+    torch.set_num_threads(1)  # small matrices: more threads only wait for each other
     for name, path in paths.items():
         start = time.perf_counter()
         model = train(name, options.steps, options.seed, config.hockey)
@@ -222,7 +221,7 @@ def play(options):
         raise UserError(
             f"{options.folder}/ holds no strangers: python benchmarks/strangers.py train"
         )
-    use_threads(champion.config.threads)
+    torch.set_num_threads(1)
     for path, stranger in [(path, Stranger(path)) for path in paths]:
         print(f"{path.stem} ({stranger.name})")
         for bot in ("weak", "strong"):
