@@ -160,6 +160,7 @@ def main(arguments=None):
     parser.add_argument("--plan", action="store_true", help="agents look ahead before each action")
     parser.add_argument("--seed", type=int, default=0, help="of games and opponents")
     options = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # small matrices: more threads only wait for each other
     tasks = (options.checkpoint, options.league, options.compare)
     if sum(task is not None for task in tasks) != 1:
         parser.error("name a checkpoint, or all players after --league, or CSVs after --compare")
