@@ -208,7 +208,9 @@ class Training:
         every |= {"log": config.log_every, "save": config.save_every}
         is_time_to = {name: Every(steps, agent.gradient_steps) for name, steps in every.items()}
         done, total = agent.gradient_steps, config.gradient_steps
-        with tqdm(total=total, initial=done, unit="step", desc="warm-up") as self.bar:
+        # a log file gets a line a minute instead of an animation
+        pace = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60}
+        with tqdm(total=total, initial=done, unit="step", desc="warm-up", **pace) as self.bar:
             if not self.is_saved:  # from here on the run can be resumed
                 self.save()
             while not self.should_stop and not self.is_done():
@@ -387,9 +389,10 @@ class Training:
             minutes=self.minutes(),
         )
         self.track(row)
-        self.bar.set_description(self.config.run)
+        self.bar.set_description(self.config.run, refresh=False)
         rate = f"{row['speed/environment_steps_per_second']:.0f}/s"
-        self.bar.set_postfix(environment=f"{self.environment_steps} ({rate})", **self.latest)
+        steps = f"{self.environment_steps} ({rate})"
+        self.bar.set_postfix(environment=steps, **self.latest, refresh=False)
         if time.time() - self.page_written > 60:  # it takes about a second
             self.write_page()
 

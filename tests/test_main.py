@@ -134,6 +134,11 @@ def test_a_run_leaves_its_files(copied):
     assert agent.counters["environment_steps"] == table["environment_steps"].iloc[-1]
 
 
+def test_the_progress_bar_does_not_fill_a_log_file(capsys):
+    train(gradient_steps=40, log_every=1, evaluate_every=1000)
+    assert 1 <= capsys.readouterr().err.count("\r") < 5
+
+
 @pytest.mark.parametrize("train_ratio", [2, 8, 40])
 def test_the_train_ratio_is_kept(train_ratio):
     table = train(train_ratio=train_ratio, evaluate_every=100, log_every=1)

@@ -1,0 +1,169 @@
+"""NaturalDreamer's gradient step and ours on the standard work, in turns on the same machine.
+
+    python benchmarks/natural_dreamer.py FOLDER [--steps 20] [key=value ...]
+
+FOLDER holds a copy of github.com/InexperiencedMe/NaturalDreamer, of which nothing is part of this
+project. It gets what `configs/benchmark.yml` asks for: MLPs of the same sizes instead of its
+convolutions, its continue head switched on, and windows of one row more, as it learns nothing from
+the first one. What is left of difference: it has no norm layers, no slow critic, and normal
+distributions for reward and value. Each agent has a process of its own.
+"""
+
+import argparse
+import multiprocessing
+import statistics
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(1, str(Path(__file__).resolve().parent))
+from train_step import Subject, matrix_rate, peak_memory  # noqa: E402
+
+from utils import UserError, keep_freed_memory, load_config, use_threads  # noqa: E402
+
+HEADS = ("priorNet", "posteriorNet", "reward", "continuation", "actor", "critic")
+
+
+class AttributeDict(dict):
+    """What the package attridict gives: nested dicts, read as attributes."""
+
+    def __getattr__(self, key):
+        try:
+            value = self[key]
+        except KeyError:
+            raise AttributeError(key) from None
+        return AttributeDict(value) if type(value) is dict else value
+
+
+def ours(config, folder):
+    """Our gradient step, as a function."""
+    keep_freed_memory()
+    return Subject(config, torch.device("cpu")).step
+
+
+def theirs(config, folder):
+    """NaturalDreamer's gradient step on the same work, as a function."""
+    sys.modules["attridict"] = AttributeDict  # it pins an old PyYAML
+    sys.modules.setdefault("imageio", types.ModuleType("imageio"))  # for its videos only
+    for name in ("utils", "networks", "dreamer", "buffer"):  # ours of the same names
+        sys.modules.pop(name, None)
+    sys.path.insert(0, folder)
+    import dreamer
+    from utils import sequentialModel1D
+
+    wanted = config.dreamer
+    width, layers = wanted.hidden_size, [wanted.hidden_size] * wanted.hidden_layers
+
+    class Encoder(torch.nn.Module):
+        def __init__(self, shape, size, _):
+            super().__init__()
+            self.layers = sequentialModel1D(shape[0], layers, size, "Tanh")
+
+        def forward(self, x):
+            return self.layers(x)
+
+    class Decoder(Encoder):
+        def __init__(self, size, shape, _):
+            super().__init__((size,), shape[0], _)
+
+    def binary_cross_entropy(share, target):
+        """What it means by `nn.BCELoss(share, target)`, which builds a module and fails."""
+        return F.binary_cross_entropy(share, target.squeeze(-1))
+
+    dreamer.EncoderConv, dreamer.DecoderConv = Encoder, Decoder
+    dreamer.nn.BCELoss = binary_cross_entropy
+    settings = yaml.safe_load(Path(folder, "configs/car-racing-v3.yml").read_text())["dreamer"]
+    settings |= {
+        "batchSize": config.replay.batch_size,
+        "batchLength": config.replay.batch_length + 1,
+        "imaginationHorizon": wanted.horizon,
+        "recurrentSize": wanted.recurrent_size,
+        "latentLength": wanted.latent_groups,
+        "latentClasses": wanted.latent_classes,
+        "encodedObsSize": width,
+        "useContinuationPrediction": True,
+    }
+    settings["recurrentModel"]["hiddenSize"] = width
+    for head in HEADS:
+        settings[head] |= {"hiddenSize": width, "numLayers": wanted.hidden_layers}
+    low, high = [-1.0] * 4, [1.0] * 4
+    agent = dreamer.Dreamer((18,), 4, low, high, "cpu", AttributeDict(settings))
+    for row in range(10_000):
+        noise, action = np.random.randn(2, 18), np.random.uniform(-1, 1, 4)
+        agent.buffer.add(noise[0], action, np.random.randn(), noise[1], float(row % 50 == 49))
+
+    def step():
+        batch = agent.buffer.sample(settings["batchSize"], settings["batchLength"])
+        states, _ = agent.worldModelTraining(batch)
+        assert len(states) == config.replay.batch_size * config.replay.batch_length, len(states)
+        agent.behaviorTraining(states)
+
+    return step
+
+
+def serve(pipe, make, config, folder):
+    """Takes so many steps as each message says, answers with the last one's seconds.
+
+    To a 0 it answers with the peak memory.
+    """
+    use_threads(config.threads)
+    step = make(config, folder)
+    pipe.send("ready")
+    while steps := pipe.recv():
+        for _ in range(steps):
+            start = time.perf_counter()
+            step()
+            seconds = time.perf_counter() - start
+        pipe.send(seconds)
+    pipe.send(peak_memory(torch.device("cpu")))
+
+
+def main():
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="a copy of NaturalDreamer")
+    parser.add_argument("--steps", type=int, default=20, help="measured steps of each")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_args()
+    try:
+        config = load_config("benchmark.yml", options.overrides)
+        if not Path(options.folder, "dreamer.py").is_file():
+            raise UserError(f"{options.folder} holds no dreamer.py: name a copy of NaturalDreamer.")
+    except UserError as error:
+        print(f"natural_dreamer.py: {error}", file=sys.stderr)
+        return 2
+    context, pipes, seconds = multiprocessing.get_context("spawn"), {}, {}
+    for make in (theirs, ours):
+        pipes[make], far = context.Pipe()
+        seconds[make] = []
+        work = (far, make, config, options.folder)
+        context.Process(target=serve, args=work, daemon=True).start()
+        pipes[make].recv()
+    use_threads(config.threads)
+    rates = []
+    for _ in range(options.steps + 3):
+        rates.append(matrix_rate(torch.device("cpu"), torch.float32))
+        for make, pipe in pipes.items():
+            time.sleep(0.05)  # until the threads of the one before have stopped spinning
+            pipe.send(2)  # whoever was before has emptied the caches: the first step won't count
+            seconds[make].append(pipe.recv())
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"matrix products: float32 {statistics.median(rates[3:]):.0f} GFLOP/s")
+    for make, pipe in pipes.items():
+        pipe.send(0)
+        median = 1000 * statistics.median(seconds[make][3:])  # the first ones warm up
+        print(f"{make.__name__:7} {median:6.1f} ms a step, peak memory {pipe.recv():.0f} MB")
+    ratios = [a / b for a, b in zip(seconds[theirs][3:], seconds[ours][3:], strict=True)]
+    print(f"theirs takes {statistics.median(ratios):.2f} times as long")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
