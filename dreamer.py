@@ -215,35 +215,40 @@ class Dreamer:
     def train_step(self, batch, meanwhile=None):
         """One gradient step on a batch (B, T) of the replay -> metrics as 0-d tensors.
 
-        All three parts learn from the same weights; those of the world model change last. With
-        two cores, its backward pass runs beside the imagination and beside `meanwhile`, a function
-        that leaves the weights alone (`main.py` collects).
+        First the losses of all three parts, then their gradients, then their steps: all learn from
+        the same weights. With two cores the gradients are computed beside each other and beside
+        `meanwhile`, a function that leaves the weights alone (`main.py` collects).
         """
         self.gradient_steps += 1
         self.decay_rates()
+        losses = {}
         with self.autocast():
-            *state, loss, metrics = self.observe(batch)
-        with self.beside(partial(self._backward, "world_model", loss), self.device):
-            if meanwhile:
-                meanwhile()
+            *state, losses["world_model"], metrics = self.observe(batch)
             if self.gradient_steps > self.settings.world_model_head_start:
-                with self.autocast():
-                    metrics |= self.train_behavior(batch, *state)
-        metrics["world_model/gradient_norm"] = self._descend("world_model")
+                behavior, imagined = self.behavior_losses(batch, *state)
+                losses, metrics = losses | behavior, metrics | imagined
+        passes = [partial(self._backward, part, loss) for part, loss in losses.items()]
+        self.beside(passes, meanwhile, self.device)
+        for part in losses:
+            name = "world_model/" if part == "world_model" else f"behavior/{part}_"
+            metrics[f"{name}gradient_norm"] = self._descend(part)
+        self._follow("actor")
+        self._follow("critic")
         return metrics
 
-    def train_behavior(self, batch, *state):
-        """One step of actor and critic from posterior states (h, z, o) (B, T, .) -> metrics."""
+    def behavior_losses(self, batch, *state):
+        """The losses of actor and critic from states (h, z, o) (B, T, .), and their metrics."""
         starts = [part.flatten(0, 1) for part in (*state, 1 - batch["is_terminal"])]  # (B*T, .)
         count = self.settings.imagination_starts
         if 0 < count < len(starts[0]):
             chosen = torch.randint(len(starts[0]), (count,), device=self.device)
             starts = [part[chosen] for part in starts]  # (N, ...)
-        imagined, metrics = self.train_actor(*starts)
+        actor, imagined, metrics = self.actor_loss(*starts)
         replayed = None
         if self.settings.critic_replay > 0:
             replayed = self.replayed_returns(batch, torch.cat(state, -1))
-        return metrics | self.train_critic(imagined, replayed)
+        critic, more = self.critic_loss(imagined, replayed)
+        return {"actor": actor, "critic": critic}, metrics | more
 
     def autocast(self):
         """A context in which layers compute in bfloat16, if this agent does."""
@@ -331,41 +336,40 @@ class Dreamer:
         """The log-odds (...) that no goal has ended the game on arrival in the states (..., F)."""
         return self.continues(features).squeeze(-1).float()
 
-    def train_actor(self, h, z, o, alive):
-        """One step of the actor, in imagination from posterior states.
+    def actor_loss(self, h, z, o, alive):
+        """The actor's loss, in imagination from posterior states.
 
-        h (N, R), z (N, Z), o (N, carried); alive (N,) is 0 at a game's end: not counted.
-        Returns (states (H, N, F), their lambda-returns (H, N), weights (H, N)), and metrics.
+        h (N, R), z (N, Z), o (N, carried); alive (N,) is 0 at a game's end: not counted. Returns
+        the loss, (critic's output (H, N, K), lambda-returns (H, N), weights (H, N)), and metrics.
         """
         settings, through_dynamics = self.settings, self.settings.actor_gradient == "dynamics"
         start, noise = (h, z, o), partial(torch.randn, len(h), self.sizes[1], device=h.device)
         chance = [(noise(), self.prior.chance(len(h))) for _ in range(settings.horizon)]
         states, policies, samples = self.imagine(*start, chance)
+        output = self.critic(states)  # (H+1, N, K)
         with torch.set_grad_enabled(through_dynamics):
-            returns, values, weights = self.imagined_returns(states, alive)
+            values = self.critic.mean(output)  # (H+1, N)
+            returns, weights = self.imagined_returns(states, values, alive)
         scale = update_return_scale(self.return_scale, returns, settings.return_scale_decay)
         u, policy = torch.stack(samples), self.actor.stack(policies)
         entropy = self.actor.entropy(policy, u)  # (H, N)
         objective = returns / scale
         if not through_dynamics:
-            objective = policy.log_prob(u.detach()) * (returns - values) / scale
+            objective = policy.log_prob(u.detach()) * (returns - values[:-1]) / scale
         assert objective.shape == entropy.shape == weights.shape, objective.shape  # (H, N)
         actor_loss = -(weights * (objective + settings.entropy * entropy)).mean()
         for switch in set(settings.switches):
             first = policies[0], samples[0], returns[0].detach()
             gain = self.switch_gain(switch, start, chance, alive, *first) / scale
             actor_loss = actor_loss - (alive * gain).mean()
-        norm = self._optimize("actor", actor_loss)
-        self._follow("actor")
         metrics = {
             "behavior/actor_loss": actor_loss.detach(),
-            "behavior/actor_gradient_norm": norm,
             "behavior/entropy": entropy.detach().mean(),
             "behavior/std": policy.base_dist.scale.detach().mean(),
             "behavior/return": returns.detach().mean(),
             "behavior/return_scale": self.return_scale.clone(),
         }
-        return (states[:-1].detach(), returns.detach(), weights), metrics
+        return actor_loss, (output[:-1], returns.detach(), weights), metrics
 
     def imagine(self, h, z, o, chance, flip=None):
         """Trajectories from states (N, .) by the policy and the prior.
@@ -379,7 +383,6 @@ class Dreamer:
         layers = torch.bfloat16 if self.in_bfloat16 else torch.float32  # cast once for all of them
         features, policies, samples = [torch.cat([h, z, o], -1).to(layers)], [], []
         for t, (noise, luck) in enumerate(chance):
-            self.beside.look()
             policies.append(self.actor(features[-1]))
             normal = policies[-1].base_dist
             samples.append(normal.loc + normal.scale * noise)
@@ -406,14 +409,15 @@ class Dreamer:
         """
         with torch.no_grad():
             states, *_ = self.imagine(*start, chance, flip=switch)
-            flipped, *_ = self.imagined_returns(states, alive)
+            values = self.critic.mean(self.critic(states))
+            flipped, _ = self.imagined_returns(states, values, alive)
         gain = returns - flipped[0]
         gain = torch.where(torch.tanh(u[:, switch]) > SWITCH_ON, gain, -gain).detach()
         mean, std = policy.base_dist.loc[:, switch], policy.base_dist.scale[:, switch]
         return gain * torch.special.ndtr((mean - math.atanh(SWITCH_ON)) / std)
 
-    def imagined_returns(self, states, alive):
-        """Lambda-returns (H, N), values (H, N) and weights (H, N) of imagined states (H+1, N, F).
+    def imagined_returns(self, states, values, alive):
+        """Lambda-returns (H, N) and weights (H, N) of states (H+1, N, F) with values (H+1, N).
 
         s_0 --actor--> a_0 --prior--> s_1 --actor--> a_1 ... s_H
                                   r_1, c_1              r_H, c_H
@@ -422,21 +426,21 @@ class Dreamer:
         """
         rewards = self.reward.mean(self.reward(states[1:]))  # (H, N), on arrival
         continues = torch.sigmoid(self.continue_logit(states[1:]))  # (H, N)
-        values = self.slow_critic.mean(self.slow_critic(states))  # (H+1, N)
         discounts = self.settings.discount * continues
         returns = lambda_returns(rewards, discounts, values[1:], self.settings.return_lambda)
         weights = torch.cat([alive.unsqueeze(0), discounts[:-1].detach()]).cumprod(0)
-        return returns, values[:-1], weights
+        return returns, weights
 
-    @torch.no_grad()
     def replayed_returns(self, batch, features):
         """Lambda-returns of what was really played, for the posterior states (B, T, F).
 
         Row t's return starts with the reward of row t+1, so the last row has none, nor has an
         episode's last one: a goal ends it, after the time limit only its value is known. Returns
-        (states, lambda-returns, weights) like `train_actor`, here with H = T-1 and N = B.
+        (critic's output, lambda-returns, weights) like `actor_loss`, with H = T-1 and N = B.
         """
-        values = self.slow_critic.mean(self.slow_critic(features)).T  # (T, B)
+        features = features.transpose(0, 1)  # (T, B, F)
+        with torch.no_grad():
+            values = self.slow_critic.mean(self.slow_critic(features))  # (T, B)
         names = ("reward", "is_first", "is_terminal")
         reward, first, terminal = (batch[name].T[1:] for name in names)  # (T-1, B), on arrival
         # before an episode's first row there is nothing to look forward to: R_t = v_t
@@ -445,28 +449,27 @@ class Dreamer:
         returns = lambda_returns(rewards, discounts, values[1:], self.settings.return_lambda)
         alive = 1 - batch["is_terminal"].T[:-1]
         weights = batch["is_own"].T[:-1] * alive * (1 - first)
-        return features.transpose(0, 1)[:-1], returns, weights
+        return self.critic(features[:-1]), returns, weights
 
-    def train_critic(self, imagined, replayed):
-        """One step of the critic towards the returns of imagined and of replayed states.
+    def critic_loss(self, imagined, replayed):
+        """The critic's loss against the returns of imagined and of replayed states, and metrics.
 
-        Both are (states (H, N, F), returns (H, N), weights (H, N)), or None if their share is 0;
-        the slow critic follows.
+        Both are (its output (H, N, K), returns (H, N), weights (H, N)), or None if their share is
+        0. As in the paper, imagined returns are made of values of that very output; the slow critic
+        steadies the replayed ones.
         """
         settings, total = self.settings, 0.0
         shares = (settings.critic_imagination, settings.critic_replay)
         for share, source in zip(shares, (imagined, replayed), strict=True):
             if share > 0:
-                features, returns, weights = source
-                loss = self.critic.loss(self.critic(features), returns)
+                output, returns, weights = source
+                loss = self.critic.loss(output, returns)
                 assert loss.shape == weights.shape, loss.shape  # (H, N)
                 total = total + share * (weights * loss).mean()
-        norm = self._optimize("critic", total)
-        self._follow("critic")
-        metrics = {"behavior/critic_loss": total.detach(), "behavior/critic_gradient_norm": norm}
+        metrics = {"behavior/critic_loss": total.detach()}
         if replayed:
             metrics["behavior/replayed_return"] = replayed[1].mean()
-        return metrics
+        return total, metrics
 
     def _parameters(self, names):
         """The parameters of the networks of these names, as a list."""
@@ -481,12 +484,6 @@ class Dreamer:
         """Moves the slow copy of a network a little towards it."""
         slow, fast = self._parameters([f"slow_{name}"]), self._parameters([name])
         torch._foreach_lerp_(slow, fast, self.settings[f"slow_{name}"])
-
-    def _optimize(self, part, loss):
-        """One optimizer step of `part` and of nothing else -> norm of its gradient, unclipped."""
-        self.beside.look()
-        self._backward(part, loss)
-        return self._descend(part)
 
     def _backward(self, part, loss):
         """The gradient of the loss with respect to `part`, into its parameters."""

@@ -243,6 +243,10 @@ def check_config(config, source):
         check_value(f"{source}: {key}", value, SCHEMA[key])
     if plain["dreamer"]["std_min"] > plain["dreamer"]["std_max"]:
         raise UserError(f"{source}: dreamer.std_min must not be above dreamer.std_max.")
+    if plain["dreamer"]["critic_imagination"] == plain["dreamer"]["critic_replay"] == 0:
+        raise UserError(
+            f"{source}: dreamer.critic_imagination and dreamer.critic_replay must not both be 0."
+        )
     if not plain["run"] or set(plain["run"]) & set('/\\:*?"<>|') or plain["run"][0] == ".":
         raise UserError(f"{source}: run must be a plain file name, not '{plain['run']}'.")
     checked = OmegaConf.create(plain)
@@ -368,49 +372,50 @@ def use_threads(count):
 
 
 class Beside:
-    """Runs a function in a thread with one of PyTorch's CPU cores to itself, beside its caller.
-
-        with beside(function, device):  # the caller computes on the other cores ...
-            beside.look()               # ... and on all of them once the function has ended
+    """Two things at a time: a thread with one of PyTorch's CPU cores to itself, beside its caller.
 
     It pays for functions that hardly need Python's lock. On a single core, and on other devices,
-    whose work is queued anyway, the function comes first and the caller after it.
+    whose work is queued anyway, everything is done one after the other.
     """
 
     def __init__(self):
-        self.thread, self.running = None, None  # an executor; the function's future
-        self.cores = 1
+        self.thread = None  # an executor
 
-    @contextlib.contextmanager
-    def __call__(self, function, device):
-        """As above; raises what the function raised. `device`: the one that it computes on."""
-        self.cores = torch.get_num_threads()
-        if self.cores == 1 or device.type != "cpu":
-            function()
-            yield
+    def __call__(self, functions, meanwhile, device):
+        """Runs `functions`, which compute on `device` and don't need each other, in any order.
+
+        The thread takes one after the other; so does the caller when it is done with `meanwhile`, a
+        function or None. Raises what one of them raised, when nothing runs any more.
+        """
+        cores, left = torch.get_num_threads(), iter(functions)
+
+        def work():
+            for function in left:  # two threads at one iterator: each takes what is next
+                function()
+
+        if cores == 1 or device.type != "cpu":
+            work()
+            if meanwhile:
+                meanwhile()
             return
         if self.thread is None:
             self.thread = ThreadPoolExecutor(1, initializer=self.take_one_core)
-        self.running = self.thread.submit(function)
-        torch.set_num_threads(self.cores - 1)
+        running = self.thread.submit(work)
+        torch.set_num_threads(cores - 1)
         try:
-            yield
-            self.running.result()
+            if meanwhile:
+                meanwhile()
+            work()
+            running.result()
         finally:
-            wait([self.running])
-            torch.set_num_threads(self.cores)
-            self.running = None
+            wait([running])
+            torch.set_num_threads(cores)
 
     @staticmethod
     def take_one_core():
         """Lets PyTorch use one core in this thread."""
         torch.get_num_threads()  # a thread takes the common number over when it first asks for it
         torch.set_num_threads(1)
-
-    def look(self):
-        """Takes the core back if the function has ended."""
-        if self.running and self.running.done():
-            torch.set_num_threads(self.cores)
 
 
 class Every:

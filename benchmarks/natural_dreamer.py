@@ -5,8 +5,8 @@
 FOLDER holds a copy of github.com/InexperiencedMe/NaturalDreamer, of which nothing is part of this
 project. It gets what `configs/benchmark.yml` asks for: MLPs of the same sizes instead of its
 convolutions, its continue head switched on, and windows of one row more, as it learns nothing from
-the first one. What is left of difference: it has no norm layers, no slow critic, and normal
-distributions for reward and value. Each agent has a process of its own.
+the first one. What is left of difference: it has no norm layers, and normal distributions for
+reward and value. Each agent has a process of its own.
 """
 
 import argparse

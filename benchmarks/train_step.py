@@ -3,9 +3,8 @@
     python benchmarks/train_step.py [--config benchmark.yml] [--compare other.yml] [key=value ...]
 
 Seconds are medians over the repeats; with `--compare` both agents step in turns, so that a busy
-machine slows both. With two threads, the world model's backward pass runs beside the imagination:
-"world model" is what of it nobody else's time hides. Operations are those of matrix products, by
-PyTorch's own counter.
+machine slows both. "World model", "imagination" and "behavior" end in losses; "gradients" are the
+backward passes of all three. Operations are those of matrix products, by PyTorch's own counter.
 """
 
 import argparse
@@ -29,7 +28,15 @@ from utils import (  # noqa: E402
     use_threads,
 )
 
-PARTS = ("sample", "world model", "imagination", "behavior", "optimizers", "whole step")
+PARTS = {  # of a step, and the agent's method that does it
+    "sample": None,
+    "world model": "observe",
+    "imagination": "imagine",
+    "behavior": "behavior_losses",
+    "gradients": "beside",
+    "optimizers": "_descend",
+    "whole step": None,
+}
 
 
 def wait(device):
@@ -88,34 +95,19 @@ class Subject:
 
     def watch(self):
         """Puts stop-watches around the agent's methods; nothing in the agent knows of them."""
-        agent = self.agent
-        actor, critic = agent.train_actor, agent.train_critic
 
         def timed(part, function):
-            def run(*arguments):
-                start, inner = self.now(), self.current["optimizers"]
-                result = function(*arguments)
-                inner = self.current["optimizers"] - inner
-                self.current[part] += self.now() - start - inner
+            def run(*arguments, **options):
+                start = self.now()
+                result = function(*arguments, **options)
+                self.current[part] += self.now() - start
                 return result
 
             return run
 
-        def imagination_ends(module, inputs):
-            if self.imagination_start:
-                self.current["imagination"] += self.now() - self.imagination_start
-                self.imagination_start = 0.0
-
-        def train_actor(*arguments):
-            self.imagination_start = self.now()
-            return actor(*arguments)
-
-        self.imagination_start = 0.0
-        agent.reward.register_forward_pre_hook(imagination_ends)
-        agent.train_actor = timed("behavior", train_actor)
-        agent.train_critic = timed("behavior", critic)
-        for optimizer in agent.optimizers.values():
-            optimizer.step = timed("optimizers", optimizer.step)
+        for part, name in PARTS.items():
+            if name:
+                setattr(self.agent, name, timed(part, getattr(self.agent, name)))
 
     def step(self):
         """One gradient step, its parts noted."""
@@ -126,8 +118,7 @@ class Subject:
         self.current["sample"] = self.now() - start
         self.agent.train_step(batch)
         self.current["whole step"] = self.now() - start
-        self.current["behavior"] -= self.current["imagination"]
-        self.current["world model"] = 2 * self.current["whole step"] - sum(self.current.values())
+        self.current["behavior"] -= self.current["imagination"]  # which is part of it
         for part in PARTS:
             self.seconds[part].append(self.current[part])
 

@@ -414,6 +414,7 @@ def test_the_labs_package_is_asked_for(capsys):
         ({"opponents__weak": 0, "opponents__strong": 0, "opponents__snapshots": 0}, "opponents"),
         ({"opponents__files": "[gone.safetensors]"}, "gone.safetensors"),
         ({"hockey__modes__normal": 0}, "hockey.modes"),
+        ({"dreamer__critic_replay": 0}, "critic_imagination"),
         ({"config": "pendulum.yml", "environment": "Nothing-v0"}, "Nothing"),
         ({"config": "pendulum.yml", "environment": "CartPole-v1"}, "CartPole-v1"),
         ({"config": "pendulum.yml", "environment": "nothing:Nothing-v0"}, "nothing"),

@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 import time
-from concurrent.futures import wait
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -343,48 +343,62 @@ def test_no_more_threads_than_cores(asked, used):
 CPU = torch.device("cpu")
 
 
-def test_beside_has_a_core_for_either_until_the_function_ends():
+def test_beside_has_a_core_for_either_and_shares_the_rest():
     torch.set_num_threads(3)
-    beside, may_end, seen = Beside(), threading.Event(), []
+    beside, seen, started, may_end = Beside(), [], threading.Event(), threading.Event()
 
-    def function():
+    def first():
+        started.set()
         may_end.wait(60)
         seen.append((threading.current_thread(), torch.get_num_threads()))
 
+    def meanwhile():
+        started.wait(60)
+        seen.append((threading.current_thread(), torch.get_num_threads()))
+
+    def second():  # the caller takes it, as the thread waits for its end
+        meanwhile()
+        may_end.set()
+
     for _ in range(2):  # the thread is used again
+        started.clear()
         may_end.clear()
-        with beside(function, CPU):
-            beside.look()
-            assert torch.get_num_threads() == 2
-            may_end.set()
-            wait([beside.running])
-            beside.look()
-            assert torch.get_num_threads() == 3
+        beside([first, second], meanwhile, CPU)
         assert torch.get_num_threads() == 3
-    assert seen[0] == seen[1] and seen[0][1] == 1
-    assert seen[0][0] is not threading.current_thread()
+    caller = (threading.current_thread(), 2)
+    assert seen[:2] == [caller] * 2 and seen[3:5] == [caller] * 2
+    assert seen[2] == seen[5] and seen[2][0] != caller[0] and seen[2][1] == 1
 
 
 @pytest.mark.parametrize(("threads", "device"), [(1, CPU), (3, torch.device("meta"))])
-def test_beside_comes_first_where_there_is_no_core_to_spare(threads, device):
+def test_beside_goes_one_by_one_where_there_is_no_core_to_spare(threads, device):
     torch.set_num_threads(threads)
     beside, seen = Beside(), []
-    with beside(lambda: seen.append(threading.current_thread()), device):
-        beside.look()
-        assert seen == [threading.current_thread()]
-        assert torch.get_num_threads() == threads
+    here = [partial(seen.append, name) for name in "abc"]
+    beside(here[:2], here[2], device)
+    beside(here[:2], None, device)
+    assert seen == [*"abc", *"ab"] and beside.thread is None
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_beside_lets_no_error_pass_and_leaves_nothing_running(threads):
     torch.set_num_threads(threads)
     beside, ended = Beside(), []
-    with pytest.raises(ZeroDivisionError), beside(lambda: 1 / 0, CPU):
-        pass
-    with pytest.raises(KeyError), beside(lambda: time.sleep(0.1) or ended.append(1), CPU):
+
+    def slow():
+        time.sleep(0.1)
+        ended.append(1)
+
+    def wrong():
         raise KeyError
-    assert ended == [1] and beside.running is None
-    assert torch.get_num_threads() == threads
+
+    with pytest.raises(KeyError):
+        beside([wrong], None, CPU)
+    with pytest.raises(KeyError):
+        beside([slow], wrong, CPU)
+    assert ended == [1] and torch.get_num_threads() == threads
+    beside([slow], slow, CPU)
+    assert ended == [1] * 3
 
 
 def test_an_unknown_device_is_refused():
