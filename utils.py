@@ -372,7 +372,7 @@ def use_threads(count):
 
 
 class Beside:
-    """Two things at a time: a thread with one of PyTorch's CPU cores to itself, beside its caller.
+    """Two things at a time: a thread with half of PyTorch's CPU cores, its caller with the others.
 
     It pays for functions that hardly need Python's lock. On a single core, and on other devices,
     whose work is queued anyway, everything is done one after the other.
@@ -385,7 +385,8 @@ class Beside:
         """Runs `functions`, which compute on `device` and don't need each other, in any order.
 
         The thread takes one after the other; so does the caller when it is done with `meanwhile`, a
-        function or None. Raises what one of them raised, when nothing runs any more.
+        function or None. Both have as many cores, so that who takes which changes no number. Raises
+        what one of them raised, when nothing runs any more.
         """
         cores, left = torch.get_num_threads(), iter(functions)
 
@@ -398,10 +399,11 @@ class Beside:
             if meanwhile:
                 meanwhile()
             return
-        if self.thread is None:
-            self.thread = ThreadPoolExecutor(1, initializer=self.take_one_core)
+        if self.thread is None:  # it takes over the number of cores when it first asks for it
+            self.thread = ThreadPoolExecutor(1, initializer=torch.get_num_threads)
+        self.thread.submit(torch.set_num_threads, cores // 2)
         running = self.thread.submit(work)
-        torch.set_num_threads(cores - 1)
+        torch.set_num_threads(cores // 2)
         try:
             if meanwhile:
                 meanwhile()
@@ -410,12 +412,6 @@ class Beside:
         finally:
             wait([running])
             torch.set_num_threads(cores)
-
-    @staticmethod
-    def take_one_core():
-        """Lets PyTorch use one core in this thread."""
-        torch.get_num_threads()  # a thread takes the common number over when it first asks for it
-        torch.set_num_threads(1)
 
 
 class Every:

@@ -343,8 +343,8 @@ def test_no_more_threads_than_cores(asked, used):
 CPU = torch.device("cpu")
 
 
-def test_beside_has_a_core_for_either_and_shares_the_rest():
-    torch.set_num_threads(3)
+def test_beside_has_half_of_the_cores_for_either_and_shares_the_work():
+    torch.set_num_threads(4)
     beside, seen, started, may_end = Beside(), [], threading.Event(), threading.Event()
 
     def first():
@@ -364,10 +364,10 @@ def test_beside_has_a_core_for_either_and_shares_the_rest():
         started.clear()
         may_end.clear()
         beside([first, second], meanwhile, CPU)
-        assert torch.get_num_threads() == 3
+        assert torch.get_num_threads() == 4
     caller = (threading.current_thread(), 2)
     assert seen[:2] == [caller] * 2 and seen[3:5] == [caller] * 2
-    assert seen[2] == seen[5] and seen[2][0] != caller[0] and seen[2][1] == 1
+    assert seen[2] == seen[5] and seen[2][0] != caller[0] and seen[2][1] == 2
 
 
 @pytest.mark.parametrize(("threads", "device"), [(1, CPU), (3, torch.device("meta"))])
