@@ -340,22 +340,20 @@ class Dreamer:
         """The actor's loss, in imagination from posterior states.
 
         h (N, R), z (N, Z), o (N, carried); alive (N,) is 0 at a game's end: not counted. Returns
-        the loss, (critic's output (H, N, K), lambda-returns (H, N), weights (H, N)), and metrics.
+        the loss, (states (H, N, F), their lambda-returns (H, N), weights (H, N)), and metrics.
         """
         settings, through_dynamics = self.settings, self.settings.actor_gradient == "dynamics"
         start, noise = (h, z, o), partial(torch.randn, len(h), self.sizes[1], device=h.device)
         chance = [(noise(), self.prior.chance(len(h))) for _ in range(settings.horizon)]
         states, policies, samples = self.imagine(*start, chance)
-        output = self.critic(states)  # (H+1, N, K)
         with torch.set_grad_enabled(through_dynamics):
-            values = self.critic.mean(output)  # (H+1, N)
-            returns, weights = self.imagined_returns(states, values, alive)
+            returns, values, weights = self.imagined_returns(states, alive)
         scale = update_return_scale(self.return_scale, returns, settings.return_scale_decay)
         u, policy = torch.stack(samples), self.actor.stack(policies)
         entropy = self.actor.entropy(policy, u)  # (H, N)
         objective = returns / scale
         if not through_dynamics:
-            objective = policy.log_prob(u.detach()) * (returns - values[:-1]) / scale
+            objective = policy.log_prob(u.detach()) * (returns - values) / scale
         assert objective.shape == entropy.shape == weights.shape, objective.shape  # (H, N)
         actor_loss = -(weights * (objective + settings.entropy * entropy)).mean()
         for switch in set(settings.switches):
@@ -369,7 +367,7 @@ class Dreamer:
             "behavior/return": returns.detach().mean(),
             "behavior/return_scale": self.return_scale.clone(),
         }
-        return actor_loss, (output[:-1], returns.detach(), weights), metrics
+        return actor_loss, (states[:-1].detach(), returns.detach(), weights), metrics
 
     def imagine(self, h, z, o, chance, flip=None):
         """Trajectories from states (N, .) by the policy and the prior.
@@ -409,15 +407,14 @@ class Dreamer:
         """
         with torch.no_grad():
             states, *_ = self.imagine(*start, chance, flip=switch)
-            values = self.critic.mean(self.critic(states))
-            flipped, _ = self.imagined_returns(states, values, alive)
+            flipped, *_ = self.imagined_returns(states, alive)
         gain = returns - flipped[0]
         gain = torch.where(torch.tanh(u[:, switch]) > SWITCH_ON, gain, -gain).detach()
         mean, std = policy.base_dist.loc[:, switch], policy.base_dist.scale[:, switch]
         return gain * torch.special.ndtr((mean - math.atanh(SWITCH_ON)) / std)
 
-    def imagined_returns(self, states, values, alive):
-        """Lambda-returns (H, N) and weights (H, N) of states (H+1, N, F) with values (H+1, N).
+    def imagined_returns(self, states, alive):
+        """Lambda-returns (H, N), values (H, N) and weights (H, N) of imagined states (H+1, N, F).
 
         s_0 --actor--> a_0 --prior--> s_1 --actor--> a_1 ... s_H
                                   r_1, c_1              r_H, c_H
@@ -426,21 +423,21 @@ class Dreamer:
         """
         rewards = self.reward.mean(self.reward(states[1:]))  # (H, N), on arrival
         continues = torch.sigmoid(self.continue_logit(states[1:]))  # (H, N)
+        values = self.slow_critic.mean(self.slow_critic(states))  # (H+1, N)
         discounts = self.settings.discount * continues
         returns = lambda_returns(rewards, discounts, values[1:], self.settings.return_lambda)
         weights = torch.cat([alive.unsqueeze(0), discounts[:-1].detach()]).cumprod(0)
-        return returns, weights
+        return returns, values[:-1], weights
 
+    @torch.no_grad()
     def replayed_returns(self, batch, features):
         """Lambda-returns of what was really played, for the posterior states (B, T, F).
 
         Row t's return starts with the reward of row t+1, so the last row has none, nor has an
         episode's last one: a goal ends it, after the time limit only its value is known. Returns
-        (critic's output, lambda-returns, weights) like `actor_loss`, with H = T-1 and N = B.
+        (states, lambda-returns, weights) like `actor_loss`, here with H = T-1 and N = B.
         """
-        features = features.transpose(0, 1)  # (T, B, F)
-        with torch.no_grad():
-            values = self.slow_critic.mean(self.slow_critic(features))  # (T, B)
+        values = self.slow_critic.mean(self.slow_critic(features)).T  # (T, B)
         names = ("reward", "is_first", "is_terminal")
         reward, first, terminal = (batch[name].T[1:] for name in names)  # (T-1, B), on arrival
         # before an episode's first row there is nothing to look forward to: R_t = v_t
@@ -449,21 +446,19 @@ class Dreamer:
         returns = lambda_returns(rewards, discounts, values[1:], self.settings.return_lambda)
         alive = 1 - batch["is_terminal"].T[:-1]
         weights = batch["is_own"].T[:-1] * alive * (1 - first)
-        return self.critic(features[:-1]), returns, weights
+        return features.transpose(0, 1)[:-1], returns, weights
 
     def critic_loss(self, imagined, replayed):
         """The critic's loss against the returns of imagined and of replayed states, and metrics.
 
-        Both are (its output (H, N, K), returns (H, N), weights (H, N)), or None if their share is
-        0. As in the paper, imagined returns are made of values of that very output; the slow critic
-        steadies the replayed ones.
+        Both are (states (H, N, F), returns (H, N), weights (H, N)), or None if their share is 0.
         """
         settings, total = self.settings, 0.0
         shares = (settings.critic_imagination, settings.critic_replay)
         for share, source in zip(shares, (imagined, replayed), strict=True):
             if share > 0:
-                output, returns, weights = source
-                loss = self.critic.loss(output, returns)
+                features, returns, weights = source
+                loss = self.critic.loss(self.critic(features), returns)
                 assert loss.shape == weights.shape, loss.shape  # (H, N)
                 total = total + share * (weights * loss).mean()
         metrics = {"behavior/critic_loss": total.detach()}

@@ -362,8 +362,7 @@ def test_a_switch_is_tried_both_ways_in_the_same_chance(make_agent, latent):
 
     def gain():
         states, policies, samples = agent.imagine(*start, chance)
-        values = agent.critic.mean(agent.critic(states))
-        returns, _ = agent.imagined_returns(states, values, alive)
+        returns, *_ = agent.imagined_returns(states, alive)
         return agent.switch_gain(3, start, chance, alive, policies[0], samples[0], returns[0])
 
     assert gain().abs().mean() > 1e-4
@@ -381,7 +380,7 @@ def test_a_switch_is_turned_on_where_that_pays(make_agent):
         bias.data[3] = 1.0 if is_on else 0.0  # on above 0.55
         policy = agent.actor(feature)
         u = policy.base_dist.loc
-        agent.imagined_returns = lambda *_: (torch.full((1, len(h)), 2.0), None)  # turned
+        agent.imagined_returns = lambda *_: (torch.full((1, len(h)), 2.0),)  # the other way
         for returned in (1.0, 3.0):
             returns = torch.full((len(h),), returned)
             gain = agent.switch_gain(3, (h, z, o), chance, torch.ones(len(h)), policy, u, returns)
@@ -430,8 +429,8 @@ def test_replayed_returns_are_the_rewards_that_really_followed(make_agent):
     batch["is_own"][::3] = 0
     features = torch.cat(states_of(agent, batch), -1)
     values = agent.slow_critic.mean(agent.slow_critic(features)).detach()
-    output, returns, weight = agent.replayed_returns(batch, features)
-    assert torch.equal(output, agent.critic(features[:, :-1].transpose(0, 1)))
+    states, returns, weight = agent.replayed_returns(batch, features)
+    assert torch.equal(states, features[:, :-1].transpose(0, 1))
     assert weight[:, ::3].sum() == 0 and returns.shape == weight.shape == (6, 40)
     counted = 0
     for game in range(40):

@@ -159,7 +159,7 @@ def plain_actor(agent, h, z, o, alive):
     def returns_of(states):
         rewards = [expectation(agent.reward, agent.reward(state)) for state in states]
         continues = [torch.sigmoid(agent.continues(state)[:, 0]) for state in states]
-        values = [expectation(agent.critic, agent.critic(state)) for state in states]
+        values = [expectation(agent.slow_critic, agent.slow_critic(state)) for state in states]
         returns = [values[-1]]
         for t in reversed(range(1, settings.horizon + 1)):
             mixed = (1 - settings.return_lambda) * values[t] + settings.return_lambda * returns[0]
