@@ -372,7 +372,7 @@ def use_threads(count):
 
 
 class Beside:
-    """Two things at a time: a thread with half of PyTorch's CPU cores, its caller with the others.
+    """Two things at a time: a thread and its caller, each with half of PyTorch's CPU cores.
 
     It pays for functions that hardly need Python's lock. On a single core, and on other devices,
     whose work is queued anyway, everything is done one after the other.

@@ -1,4 +1,4 @@
-"""NaturalDreamer's gradient step and ours on the standard work, in turns on the same machine.
+"""NaturalDreamer's gradient step and ours on the standard work, in turns on the same CPU.
 
     python benchmarks/natural_dreamer.py FOLDER [--steps 20] [key=value ...]
 
@@ -26,8 +26,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(1, str(Path(__file__).resolve().parent))
 from train_step import Subject, matrix_rate, peak_memory  # noqa: E402
 
-from utils import UserError, keep_freed_memory, load_config, use_threads  # noqa: E402
+from utils import (  # noqa: E402
+    UserError,
+    keep_freed_memory,
+    load_config,
+    one_line,
+    use_threads,
+)
 
+THEIR_CONFIG = "configs/car-racing-v3.yml"
 HEADS = ("priorNet", "posteriorNet", "reward", "continuation", "actor", "critic")
 
 
@@ -48,6 +55,26 @@ def ours(config, folder):
     return Subject(config, torch.device("cpu")).step
 
 
+def their_settings(config, folder):
+    """NaturalDreamer's own settings, with the sizes of our config."""
+    settings = yaml.safe_load(Path(folder, THEIR_CONFIG).read_text())["dreamer"]
+    wanted = config.dreamer
+    settings |= {
+        "batchSize": config.replay.batch_size,
+        "batchLength": config.replay.batch_length + 1,
+        "imaginationHorizon": wanted.horizon,
+        "recurrentSize": wanted.recurrent_size,
+        "latentLength": wanted.latent_groups,
+        "latentClasses": wanted.latent_classes,
+        "encodedObsSize": wanted.hidden_size,
+        "useContinuationPrediction": True,
+    }
+    settings["recurrentModel"]["hiddenSize"] = wanted.hidden_size
+    for head in HEADS:
+        settings[head] |= {"hiddenSize": wanted.hidden_size, "numLayers": wanted.hidden_layers}
+    return settings
+
+
 def theirs(config, folder):
     """NaturalDreamer's gradient step on the same work, as a function."""
     sys.modules["attridict"] = AttributeDict  # it pins an old PyYAML
@@ -58,8 +85,7 @@ def theirs(config, folder):
     import dreamer
     from utils import sequentialModel1D
 
-    wanted = config.dreamer
-    width, layers = wanted.hidden_size, [wanted.hidden_size] * wanted.hidden_layers
+    layers = [config.dreamer.hidden_size] * config.dreamer.hidden_layers
 
     class Encoder(torch.nn.Module):
         def __init__(self, shape, size, _):
@@ -79,20 +105,7 @@ def theirs(config, folder):
 
     dreamer.EncoderConv, dreamer.DecoderConv = Encoder, Decoder
     dreamer.nn.BCELoss = binary_cross_entropy
-    settings = yaml.safe_load(Path(folder, "configs/car-racing-v3.yml").read_text())["dreamer"]
-    settings |= {
-        "batchSize": config.replay.batch_size,
-        "batchLength": config.replay.batch_length + 1,
-        "imaginationHorizon": wanted.horizon,
-        "recurrentSize": wanted.recurrent_size,
-        "latentLength": wanted.latent_groups,
-        "latentClasses": wanted.latent_classes,
-        "encodedObsSize": width,
-        "useContinuationPrediction": True,
-    }
-    settings["recurrentModel"]["hiddenSize"] = width
-    for head in HEADS:
-        settings[head] |= {"hiddenSize": width, "numLayers": wanted.hidden_layers}
+    settings = their_settings(config, folder)
     low, high = [-1.0] * 4, [1.0] * 4
     agent = dreamer.Dreamer((18,), 4, low, high, "cpu", AttributeDict(settings))
     for row in range(10_000):
@@ -111,11 +124,15 @@ def theirs(config, folder):
 def serve(pipe, make, config, folder):
     """Takes so many steps as each message says, answers with the last one's seconds.
 
-    To a 0 it answers with the peak memory.
+    To a 0 it answers with the peak memory. Before all that it sends why it can't, or nothing.
     """
     use_threads(config.threads)
-    step = make(config, folder)
-    pipe.send("ready")
+    try:
+        step = make(config, folder)
+    except Exception as error:  # whatever a folder that is no NaturalDreamer raises
+        pipe.send(f"{type(error).__name__}: {one_line(error)}")
+        return
+    pipe.send("")
     while steps := pipe.recv():
         for _ in range(steps):
             start = time.perf_counter()
@@ -125,27 +142,17 @@ def serve(pipe, make, config, folder):
     pipe.send(peak_memory(torch.device("cpu")))
 
 
-def main():
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", help="a copy of NaturalDreamer")
-    parser.add_argument("--steps", type=int, default=20, help="measured steps of each")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    options = parser.parse_args()
-    try:
-        config = load_config("benchmark.yml", options.overrides)
-        if not Path(options.folder, "dreamer.py").is_file():
-            raise UserError(f"{options.folder} holds no dreamer.py: name a copy of NaturalDreamer.")
-    except UserError as error:
-        print(f"natural_dreamer.py: {error}", file=sys.stderr)
-        return 2
+def compare(config, options):
+    """Both agents' steps in turns; prints medians and their ratio."""
     context, pipes, seconds = multiprocessing.get_context("spawn"), {}, {}
     for make in (theirs, ours):
         pipes[make], far = context.Pipe()
         seconds[make] = []
         work = (far, make, config, options.folder)
         context.Process(target=serve, args=work, daemon=True).start()
-        pipes[make].recv()
+        far.close()  # so that the end of the process is the end of the pipe
+        if problem := pipes[make].recv():
+            raise UserError(f"{options.folder} can't be used as NaturalDreamer: {problem}")
     use_threads(config.threads)
     rates = []
     for _ in range(options.steps + 3):
@@ -162,6 +169,26 @@ def main():
         print(f"{make.__name__:7} {median:6.1f} ms a step, peak memory {pipe.recv():.0f} MB")
     ratios = [a / b for a, b in zip(seconds[theirs][3:], seconds[ours][3:], strict=True)]
     print(f"theirs takes {statistics.median(ratios):.2f} times as long")
+
+
+def main():
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="a copy of NaturalDreamer")
+    parser.add_argument("--steps", type=int, default=20, help="measured steps of each")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_args()
+    try:
+        config = load_config("benchmark.yml", options.overrides)
+        if options.steps < 1:
+            raise UserError(f"--steps must be at least 1, not {options.steps}.")
+        for name in ("dreamer.py", THEIR_CONFIG):
+            if not Path(options.folder, name).is_file():
+                raise UserError(f"{options.folder} holds no {name}: name a copy of NaturalDreamer.")
+        compare(config, options)
+    except UserError as error:
+        print(f"natural_dreamer.py: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

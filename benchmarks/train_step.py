@@ -159,6 +159,8 @@ def main():
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for both configs")
     options = parser.parse_args()
     try:
+        if options.steps < 1:
+            raise UserError(f"--steps must be at least 1, not {options.steps}.")
         names = [name for name in (options.config, options.compare) if name]
         configs = [load_config(name, options.overrides) for name in names]
         device = pick_device(configs[0].device)
