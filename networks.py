@@ -1,8 +1,9 @@
 """The neural networks of the agent, and nothing else: no losses over batches, no optimizers.
 
 Every network is a plain MLP but the recurrent model. A *head* turns the MLP's last numbers into
-a distribution: `LatentHead` (prior and posterior), `ScalarHead` (reward and value), `Actor`. Layers
-may compute in bfloat16 (under autocast), distributions are float32 in any case.
+a distribution: `LatentHead` (prior and posterior), `ScalarHead` (reward and value), `Actor`. `RSSM`
+puts those of the world model's state together. Layers may compute in bfloat16 (under autocast),
+distributions are float32 in any case.
 """
 
 import math
@@ -84,41 +85,96 @@ class LatentHead(nn.Module):
         mean, std = hidden.unflatten(-1, (2, self.size)).unbind(-2)
         return torch.stack([mean, F.softplus(std) + 0.1], -2)
 
-    def chance(self, *size):
-        """Random numbers for samples: (*size, G, 1) or (*size, G*C), the same luck each time."""
+    def noise(self, *size):
+        """Returns random numbers for samples: (*size, G, 1) or (*size, G*C)."""
         device = self.first.weight.device
         if self.categorical:  # one uniform number per variable
             return torch.rand(*size, self.groups, 1, device=device)
         return torch.randn(*size, self.size, device=device)
 
-    def sample(self, statistics, chance=None, deterministic=False):
-        """A sample with (straight-through) gradient, or the mode -> (..., G*C).
+    def sample(self, statistics, noise=None, mode=False):
+        """Returns a sample with (straight-through) gradient, or the mode: (..., G*C).
 
-        `chance`: what `chance()` returned for the leading dimensions, or the last of them; without
+        `noise`: what `noise()` returned for the leading dimensions, or the last of them; without
         it, new random numbers.
         """
-        if chance is None and not deterministic:
-            chance = self.chance(*statistics.shape[:-2])
+        if noise is None and not mode:
+            noise = self.noise(*statistics.shape[:-2])
         if not self.categorical:
             mean, std = statistics.unbind(-2)
-            return mean if deterministic else mean + std * chance
-        if deterministic:
+            return mean if mode else mean + std * noise
+        if mode:
             index = statistics.argmax(-1, keepdim=True)
         else:  # looked up in the cumulative distribution
             cumulative = statistics.detach().cumsum(-1)[..., :-1]
-            index = (chance > cumulative).sum(-1, keepdim=True)
+            index = (noise > cumulative).sum(-1, keepdim=True)
         one_hot = torch.zeros_like(statistics).scatter_(-1, index, 1.0)
         if statistics.requires_grad:  # straight through: the gradient of the probabilities
             one_hot = one_hot + statistics - statistics.detach()
         return one_hot.flatten(-2)
 
     def divergence(self, left, right):
-        """KL[left, right] of two statistics, in nats, summed over the variables -> (...)."""
+        """Returns KL[left, right] (...) of two statistics, in nats, summed over the variables."""
         if self.categorical:
             ratio = (left + 1e-12) / (right + 1e-12)  # so that 0 ln 0 = 0
             return (left * ratio.log()).sum((-2, -1))
         left, right = (Normal(*x.unbind(-2), validate_args=False) for x in (left, right))
         return kl_divergence(left, right).sum(-1)
+
+
+class RSSM(nn.Module):
+    """The recurrent state-space model: how the state s = (h, z, o) goes on, and what it looks like.
+
+    h (..., R) is deterministic, z (..., G*C) a sample of the prior or posterior (PlaNet, Hafner et
+    al., arXiv 1811.04551). With `observation_in_state` (not of the papers) the state carries the
+    observation o (..., O) as well, real or imagined, and the decoder predicts its change; without,
+    o has no columns.
+    """
+
+    def __init__(self, observation_size, action_size, config):
+        super().__init__()
+        self.carried = observation_size if config.observation_in_state else 0
+        self.posterior, self.prior = LatentHead(config), LatentHead(config)
+        self.sizes = (config.recurrent_size, self.prior.size, self.carried)
+        self.recurrent = RecurrentModel(self.prior.size + action_size + self.carried, config)
+        self.decoder = mlp(sum(self.sizes), observation_size, config)
+
+    def initial(self, count):
+        """Returns the state before the first observation: zeros."""
+        device = self.posterior.first.weight.device
+        return tuple(torch.zeros(count, size, device=device) for size in self.sizes)
+
+    def step(self, state, action, embedding=None, is_first=None, noise=None, mode=False):
+        """Returns the state after an action (N, A), and the statistics of what z was drawn from.
+
+        With an embedding of the new observation, its evidence (N, hidden) and what is carried of it
+        (N, carried), z is of the posterior; without one, in imagination, of the prior. Where
+        `is_first` (N, 1) is 1 a game starts: state and action before it are zeroed. `noise`: as in
+        `LatentHead.sample`; `mode`: the most likely z.
+        """
+        h, z, o = state
+        if is_first is not None:
+            h, z, o, action = (part * (1 - is_first) for part in (h, z, o, action))
+        h = self.recurrent(h, torch.cat([z, action, o], -1))
+        if embedding is None:
+            statistics = self.prior(h)
+            z = self.prior.sample(statistics, noise, mode)
+            o = self.decode(h, z, o) if self.carried else o
+        else:
+            evidence, o = embedding
+            statistics = self.posterior(h, evidence)
+            z = self.posterior.sample(statistics, noise, mode)
+        return (h, z, o), statistics
+
+    def decode(self, h, z, previous):
+        """Returns the squashed observation of (h, z); previous: the one before, if carried."""
+        decoded = self.decoder(torch.cat([h, z, previous], -1))
+        return previous + decoded if self.carried else decoded
+
+    @staticmethod
+    def features(state):
+        """Returns what actor, critic and heads see of a state: (..., F)."""
+        return torch.cat(state, -1)
 
 
 class ScalarHead(nn.Module):
@@ -140,13 +196,13 @@ class ScalarHead(nn.Module):
         return self.layers(features).float()
 
     def mean(self, output):
-        """The predicted scalar (...) for an output of `forward`."""
+        """Returns the predicted scalar (...) for an output of `forward`."""
         if self.two_hot:
             return (F.softmax(output, -1) * self.bins).sum(-1)
         return output.squeeze(-1)
 
     def loss(self, output, target):
-        """-ln p(target) (...) for an output of `forward` and a target (...)."""
+        """Returns -ln p(target) (...) for an output of `forward` and a target (...)."""
         if self.two_hot:
             indices, weights = two_hot(target, self.bins)
             return -(weights * F.log_softmax(output, -1).gather(-1, indices)).sum(-1)
@@ -160,27 +216,28 @@ class Actor(nn.Module):
     returns is the distribution of u.
     """
 
+    STD_MIN, STD_MAX = 0.1, 1.0  # of u: with 7, |action| is about 1 always, and nothing is learned
+
     def __init__(self, input_size, action_size, config):
         super().__init__()
-        self.std_min, self.std_max = config.std_min, config.std_max
         self.layers = mlp(input_size, 2 * action_size, config, output_scale=0.01)
 
     def forward(self, features):
         """features (..., F) -> Independent Normal of u over (..., A)."""
         mean, std = self.layers(features).float().chunk(2, -1)
-        std = self.std_min + (self.std_max - self.std_min) * torch.sigmoid(std)
+        std = self.STD_MIN + (self.STD_MAX - self.STD_MIN) * torch.sigmoid(std)
         return Independent(Normal(mean, std, validate_args=False), 1, validate_args=False)
 
     @staticmethod
     def stack(policies):
-        """H distributions of u (N, A) as a single one (H, N, A)."""
+        """Returns H distributions of u (N, A) as a single one (H, N, A)."""
         means, stds = zip(*((p.base_dist.loc, p.base_dist.scale) for p in policies), strict=True)
         normal = Normal(torch.stack(means), torch.stack(stds), validate_args=False)
         return Independent(normal, 1, validate_args=False)
 
     @staticmethod
     def entropy(policy, u):
-        """Entropy of tanh(u) (...): exact for u (..., A), of one sample for the squashing.
+        """Returns the entropy of tanh(u) (...): exact for u (..., A), by one sample for the tanh.
 
         H[tanh u] = H[u] + E ln(1 - tanh(u)^2): it falls without bound as actions saturate.
         """

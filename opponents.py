@@ -1,22 +1,54 @@
 """Who stands on the other side: scripted bots, saved agents, and the pool that picks among them.
 
-Every opponent has `reset(games)` and `act(observations, games)`, called once per game frame with
-its own view of the game; without `games` they also take a single game's 18 numbers.
+Every opponent has a `name`, `reset(games)` and `act(observations, games)`, called once per game
+frame with its own view of the game; without `games` they also take a single game's 18 numbers.
 """
 
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from dreamer import Dreamer
 from hockey_env import BasicOpponent
-from hockey_wrapper import PerGame
-from utils import UserError
+from utils import UserError, one_line
 
 BOTS = ("weak", "strong", "random")
 IN_A_ROW = 16  # games against one snapshot until it is another's turn: one at a time is faster
+FORGETTING = 0.05  # share of a new result in the running win rate against an opponent
+
+
+class PerGame:
+    """Plain players, one per game, each with `act(obs18)`, behind the batched interface."""
+
+    def __init__(self, players, name="player"):
+        self.players, self.name = list(players), name
+
+    def reset(self, games=None):
+        """Tells the players of these games (default: all) that a game starts."""
+        games = range(len(self.players)) if games is None else games
+        for game in games:
+            getattr(self.players[game], "reset", lambda: None)()
+
+    def act(self, observations, games=None):
+        """Observations (n, 18) of these games (default: the first n), or (18,), -> actions."""
+        observations = np.asarray(observations)
+        if observations.ndim == 1:
+            return np.asarray(self.players[0].act(observations), np.float32)
+        games = range(len(observations)) if games is None else games
+        pairs = zip(games, observations, strict=True)
+        return np.array([self.players[game].act(row) for game, row in pairs], np.float32)
+
+
+class OneOpponent:
+    """A pool of just one opponent, for evaluation and for `HockeyWrapper`."""
+
+    def __init__(self, opponent):
+        self.opponent = opponent
+
+    def choose(self):
+        """Returns the opponent of the next game."""
+        return self.opponent
 
 
 class RandomPlayer:
@@ -28,14 +60,6 @@ class RandomPlayer:
     def act(self, observation):
         """18 numbers -> 4 numbers in [-1, 1)."""
         return self.generator.uniform(-1, 1, 4)
-
-    def state(self):
-        """Its generator's state."""
-        return self.generator.bit_generator.state
-
-    def restore_state(self, state):
-        """Takes over what `state` returned."""
-        self.generator.bit_generator.state = state
 
 
 class AgentOpponent:
@@ -71,90 +95,128 @@ class AgentOpponent:
         self.frame[games] += 1
         return self.action[games]
 
-    def state(self):
-        """Where it is in each game."""
-        return {
-            "frame": self.frame.tolist(),
-            "action": torch.from_numpy(self.action),
-            "memory": self.agent.memory,
-        }
 
-    def restore_state(self, state):
-        """Takes over what `state` returned."""
-        self.frame[:] = state["frame"]
-        self.action[:] = state["action"].numpy()
-        for part, value in zip(self.agent.memory, state["memory"], strict=True):
-            part.copy_(value)
+def ask(opponent, observations, games):
+    """Returns its actions (n, 4) in these games. Raises `UserError`, with its name, if it fails.
+
+    So the game goes no further, and what the opponent did is never learned from.
+    """
+    name = getattr(opponent, "name", type(opponent).__name__)
+    try:
+        actions = np.asarray(opponent.act(observations, games), np.float32)
+    except UserError:
+        raise
+    except Exception as error:  # somebody else's code raises almost anything
+        kind = type(error).__name__
+        raise UserError(f"The opponent '{name}' failed: {kind}: {one_line(error)}") from error
+    if actions.shape != (len(games), 4):
+        raise UserError(
+            f"The opponent '{name}' returned actions {actions.shape}, not ({len(games)}, 4)."
+        )
+    if not abs(actions).max() <= 1 + 1e-5:  # also true for NaN
+        wrong = actions[~(abs(actions) <= 1 + 1e-5)][0]
+        raise UserError(f"The opponent '{name}' returned {wrong}; actions are within [-1, 1].")
+    return actions
+
+
+def find_agent(name):
+    """Returns the .safetensors file that `name` means: a path, or its name in checkpoints/.
+
+    A folder means its best.safetensors, or else latest. Raises `UserError` if there is none.
+    """
+    inside = ("best.safetensors", "latest.safetensors")
+    for path in (Path(name), Path(f"checkpoints/{name}.safetensors"), Path("checkpoints") / name):
+        for file in (path, *(path / each for each in inside)):
+            if file.is_file():
+                return file
+    saved = {p.stem for p in Path("checkpoints").glob("*.safetensors")}
+    saved |= {p.parent.name for each in inside for p in Path("checkpoints").glob(f"*/{each}")}
+    known = f"checkpoints/ has {', '.join(sorted(saved))}" if saved else "checkpoints/ has none"
+    raise UserError(
+        f"There is no agent '{name}', neither as a path nor by name ({known}); the bots are"
+        f" {', '.join(BOTS)}."
+    )
+
+
+def find_player(name):
+    """Returns a bot's name as it is, or the path of a saved agent. Raises `UserError`."""
+    return name if name in BOTS else find_agent(name)
+
+
+def called(player):
+    """Returns what a bot or a saved agent is called: its file's name, or its run's."""
+    path = Path(player)
+    return path.parent.name if path.stem in ("best", "latest") else path.stem
 
 
 def load(spec, games=1, seed=0, deterministic=True, device="cpu", plan=False):
-    """The opponent that `spec` names: weak, strong, random, or the path of a saved agent.
+    """Returns the opponent that `spec` names: a bot, or a saved agent (see `find_agent`).
 
     It plays in `games` games side by side; `deterministic` and `plan` are those of `Dreamer.act`.
     Raises `UserError` if there is no such opponent.
     """
-    spec = str(spec)
     seeds = np.random.SeedSequence(seed).generate_state(games)
     if spec == "random":
         return PerGame([RandomPlayer(int(s)) for s in seeds], spec)
     if spec in BOTS:
         weak = spec == "weak"
         return PerGame([BasicOpponent(weak=weak, seed=int(s)) for s in seeds], spec)
-    if Path(spec).suffix != ".safetensors":
-        raise UserError(f"'{spec}' is no opponent: name {', '.join(BOTS)} or a .safetensors file.")
-    return AgentOpponent(Dreamer.load(spec, device), games, Path(spec).stem, deterministic, plan)
+    path = find_agent(spec)
+    return AgentOpponent(Dreamer.load(path, device), games, called(path), deterministic, plan)
 
 
 class OpponentPool:
     """Picks each game's opponent by the config's shares, and counts what was really played."""
 
-    def __init__(self, settings, games, seed, device="cpu"):
+    def __init__(self, settings, games, device="cpu"):
         """`settings`: `config.opponents`, for so many games side by side."""
         self.settings, self.games, self.device = settings, games, device
-        self.generator = np.random.default_rng(seed)
-        self.bots = {name: self._load("bot", name, seed + 1 + i) for i, name in enumerate(BOTS)}
-        self.files = {path: self._load("file", path, seed) for path in settings.files}
         self.snapshots = {}  # path -> opponent, oldest first
-        self.turn, self.games_left = None, 0  # the snapshot to play (a path), for so many games
         self.played = {}  # name -> games
         self.results = {}  # name of a snapshot -> running win rate of the agent against it
-        shares = np.array([settings[key] for key in (*BOTS, "snapshots", "files_share")])
-        if shares.sum() <= 0 or (settings.files_share > 0 and not self.files):
+        shares = np.array([settings[key] for key in ("weak", "strong", "snapshots", "files_share")])
+        if shares.sum() <= 0 or (settings.files_share > 0 and not settings.files):
             raise UserError("opponents: some share must be above 0, and files_share needs files.")
         self.shares = shares / shares.sum()
+        self.start(0)
 
-    def _load(self, kind, name, seed=0):
-        """A player for all games; a checkpoint knows it by its key (kind, name or path)."""
-        plays_best = kind != "snapshot"
-        opponent = load(name, self.games, seed, deterministic=plays_best, device=self.device)
-        opponent.key = (kind, name)
-        return opponent
+    def start(self, seed):
+        """Starts the choice, bots and files anew, and lets all snapshots forget their games."""
+        self.generator = np.random.default_rng(seed)
+        fixed = dict.fromkeys(("weak", "strong", *self.settings.files))
+        for number, name in enumerate(fixed):
+            fixed[name] = load(name, self.games, seed + 1 + number, device=self.device)
+        self.fixed = fixed
+        self.turn, self.games_left = None, 0  # the snapshot to play (a path), for so many games
+        for snapshot in self.snapshots.values():
+            snapshot.reset()
 
     def add_snapshot(self, path):
         """Takes a saved agent into the pool; the oldest leaves when the pool is full."""
-        self.snapshots[str(path)] = self._load("snapshot", str(path))
+        path = str(path)
+        self.snapshots[path] = load(path, self.games, deterministic=False, device=self.device)
         while len(self.snapshots) > self.settings.snapshots_kept:
             del self.snapshots[next(iter(self.snapshots))]
 
     def choose(self):
-        """The opponent of the next game."""
+        """Returns the opponent of the next game."""
         shares = self.shares
         if not self.snapshots:  # until there is one, its share goes to the others
-            shares = np.where(np.arange(5) == 3, 0, shares)
-            shares = shares / shares.sum() if shares.sum() > 0 else np.eye(5)[1]
-        kind = self.generator.choice(5, p=shares)
-        if kind < 3:
-            return self.bots[BOTS[kind]]
-        if kind == 4:
+            shares = self.shares * (1, 1, 0, 1)
+            shares = shares / shares.sum() if shares.sum() > 0 else np.array([0, 1, 0, 0])
+        kind = self.generator.choice(4, p=shares)
+        if kind < 2:
+            return self.fixed[BOTS[kind]]
+        if kind == 3:
             files = self.settings.files
-            return self.files[files[int(self.generator.integers(len(files)))]]
+            return self.fixed[files[int(self.generator.integers(len(files)))]]
         if self.games_left == 0 or self.turn not in self.snapshots:
             self.turn, self.games_left = self.next_snapshot(), IN_A_ROW
         self.games_left -= 1
         return self.snapshots[self.turn]
 
     def next_snapshot(self):
-        """The path of the snapshot whose turn it is, by the config's `choice`."""
+        """Returns the path of the snapshot whose turn it is, by the config's `choice`."""
         weights = np.ones(len(self.snapshots))
         if self.settings.choice == "pfsp":
             names = [one.name for one in self.snapshots.values()]
@@ -168,71 +230,44 @@ class OpponentPool:
         self.played[name] = self.played.get(name, 0) + 1
         won = {1: 1.0, 0: 0.5, -1: 0.0}[int(winner)]
         rate = self.results.get(name, 0.5)
-        self.results[name] = rate + 0.05 * (won - rate)
+        self.results[name] = rate + FORGETTING * (won - rate)
 
-    def mix(self):
-        """Metrics: the share of each kind of opponent in all games played so far."""
-        total = max(1, sum(self.played.values()))
-        own = sum(n for name, n in self.played.items() if name.startswith("snapshot"))
-        mix = {"snapshots": own} if own else {}
-        mix |= {name: n for name, n in self.played.items() if not name.startswith("snapshot")}
-        return {f"opponents/{name}": number / total for name, number in sorted(mix.items())}
+    def metrics(self, gradient_step):
+        """Returns the share of each kind of opponent in all games so far, and former selves' ages.
+
+        An age is the number of gradient steps since the former self was that.
+        """
+        total, shares = max(1, sum(self.played.values())), {}
+        for name, games in sorted(self.played.items()):
+            kind = "opponents/" + ("snapshots" if name.startswith("snapshot") else name)
+            shares[kind] = shares.get(kind, 0) + games / total
+        return shares | {
+            f"pool/{name}": gradient_step - int(one.name.removeprefix("snapshot_"))
+            for name, one in self.former_selves().items()
+        }
 
     def former_selves(self):
-        """The oldest, middle and newest snapshot by these names, once there are three."""
+        """Returns the oldest, middle and newest snapshot by these names, once there are three."""
         ones, count = list(self.snapshots.values()), len(self.snapshots)
         chosen = {"oldest": 0, "middle": count // 2, "newest": count - 1} if count > 2 else {}
         return {name: ones[index] for name, index in chosen.items()}
 
     def rivals(self, games, seed):
-        """Whom an evaluation of so many games asks for: both bots and former selves, by name."""
+        """Returns whom an evaluation of so many games asks for: both bots and former selves."""
         rivals = {name: load(name, games, seed) for name in ("weak", "strong")}
         for name, one in self.former_selves().items():  # from memory: files may be deleted
             rivals[name] = AgentOpponent(one.agent, games, one.name, deterministic=True)
         return rivals
 
-    def ages(self, gradient_step):
-        """Metrics: how many gradient steps ago the former selves were that."""
-        return {
-            f"pool/{name}": gradient_step - int(one.name.removeprefix("snapshot_"))
-            for name, one in self.former_selves().items()
-        }
-
-    def members(self):
-        """All opponents that can be chosen."""
-        return [*self.bots.values(), *self.files.values(), *self.snapshots.values()]
-
-    def keep_files(self, playing=()):
-        """Writes again what somebody deleted meanwhile: a resume needs all snapshots' files."""
-        for one in (*self.snapshots.values(), *playing):
-            kind, path = one.key
-            if kind == "snapshot" and not Path(path).exists():
+    def state(self):
+        """Returns what `restore` needs; files that somebody deleted meanwhile are written again."""
+        for path, one in self.snapshots.items():
+            if not Path(path).exists():
                 one.agent.save(path, **one.agent.counters)
+        return {"snapshots": list(self.snapshots), "played": self.played, "results": self.results}
 
-    def state(self, playing=()):
-        """What `restore_state` needs to go on; `playing`: the opponent in each game now."""
-        return {
-            "opponents": {one.key: one.state() for one in (*self.members(), *playing)},
-            "playing": [one.key for one in playing],
-            "snapshots": list(self.snapshots),
-            "played": self.played,
-            "results": self.results,
-            "turn": [self.turn, self.games_left],
-            "generator": self.generator.bit_generator.state,
-        }
-
-    def restore_state(self, state):
-        """Takes over what `state` returned -> who plays in each game; reads their files again."""
+    def restore(self, state):
+        """Takes over what `state` returned, and reads the snapshots' files again."""
         for path in state["snapshots"]:
             self.add_snapshot(path)
-        opponents = {one.key: one for one in self.members()}
-        for key in state["playing"]:
-            if key not in opponents:  # a snapshot that left the pool during its game
-                opponents[key] = self._load(*key)
-        for key, opponent in opponents.items():
-            if key in state["opponents"]:
-                opponent.restore_state(state["opponents"][key])
         self.played, self.results = state["played"], state["results"]
-        self.turn, self.games_left = state.get("turn", (None, 0))  # earlier versions had no turns
-        self.generator.bit_generator.state = state["generator"]
-        return [opponents[key] for key in state["playing"]]

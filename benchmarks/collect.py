@@ -12,16 +12,19 @@ import argparse
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from config import load_config  # noqa: E402
 from dreamer import Dreamer  # noqa: E402
-from evaluate import find_agent, play_games  # noqa: E402
-from hockey_wrapper import HockeyGames, OneOpponent  # noqa: E402
-from opponents import load  # noqa: E402
-from utils import UserError, load_config, pick_device, seed_everything, use_threads  # noqa: E402
+from hockey_wrapper import HockeyGames  # noqa: E402
+from machine import pick_device, use_threads  # noqa: E402
+from matches import play_games  # noqa: E402
+from opponents import OneOpponent, find_agent, load  # noqa: E402
+from utils import UserError, seed_everything  # noqa: E402
 
 
 def frames_per_second(agent, config, decisions=200):
@@ -53,7 +56,7 @@ def main():
     parser.add_argument("--agent", help="a saved one instead of an untrained one")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     try:
         config = load_config(options.config, options.overrides)
         device = pick_device(config.device)
@@ -72,7 +75,8 @@ def main():
     seconds = []
     for _ in range(options.repeats):
         start = time.perf_counter()
-        play_games(agent, load("strong", 200), 200)
+        act = partial(agent.player().act, deterministic=True)
+        play_games(act, load("strong", 200), 200, config.hockey)
         seconds.append(time.perf_counter() - start)
     print(f"evaluation: {statistics.median(seconds):.1f} s for 200 games against the strong bot")
     for plan in (False, True):

@@ -26,13 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(1, str(Path(__file__).resolve().parent))
 from train_step import Subject, matrix_rate, peak_memory  # noqa: E402
 
-from utils import (  # noqa: E402
-    UserError,
-    keep_freed_memory,
-    load_config,
-    one_line,
-    use_threads,
-)
+from config import load_config  # noqa: E402
+from machine import keep_freed_memory, use_threads  # noqa: E402
+from utils import UserError, one_line  # noqa: E402
 
 THEIR_CONFIG = "configs/car-racing-v3.yml"
 HEADS = ("priorNet", "posteriorNet", "reward", "continuation", "actor", "critic")
@@ -177,7 +173,7 @@ def main():
     parser.add_argument("folder", help="a copy of NaturalDreamer")
     parser.add_argument("--steps", type=int, default=20, help="measured steps of each")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     try:
         config = load_config("benchmark.yml", options.overrides)
         if options.steps < 1:

@@ -23,8 +23,15 @@ from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from plots import read_evaluations, read_runs, run_name, write_comparison_page  # noqa: E402
-from utils import UserError, check_writable, load_config, wilson_interval  # noqa: E402
+from checkpoint import check_writable  # noqa: E402
+from config import load_config  # noqa: E402
+from extras.plots import (  # noqa: E402
+    read_evaluations,
+    read_runs,
+    run_name,
+    write_comparison_page,
+)
+from utils import UserError, wilson_interval  # noqa: E402
 
 BOTS, GAMES = ("weak", "strong"), 200
 STOPPED = 75  # the exit status of main.py after a signal, all saved

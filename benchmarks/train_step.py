@@ -4,7 +4,8 @@
 
 Seconds are medians over the repeats; with `--compare` both agents step in turns, so that a busy
 machine slows both. "World model", "imagination" and "behavior" end in losses; "gradients" are the
-backward passes of all three. Operations are those of matrix products, by PyTorch's own counter.
+backward passes of all three. Operations are those of matrix products, by PyTorch's own counter. The
+rate of bfloat16 products is measured only where the device has instructions for them.
 """
 
 import argparse
@@ -12,30 +13,31 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from buffer import ReplayBuffer  # noqa: E402
+from config import load_config  # noqa: E402
 from dreamer import Dreamer  # noqa: E402
-from utils import (  # noqa: E402
-    UserError,
+from machine import (  # noqa: E402
     keep_freed_memory,
-    load_config,
+    multiplies_bfloat16,
     pick_device,
-    seed_everything,
     use_threads,
 )
+from utils import UserError, seed_everything  # noqa: E402
 
-PARTS = {  # of a step, and the agent's method that does it
-    "sample": None,
-    "world model": "observe",
-    "imagination": "imagine",
-    "behavior": "behavior_losses",
-    "gradients": "beside",
-    "optimizers": "_descend",
-    "whole step": None,
+PARTS = {  # of a step, and the agent's methods that do it
+    "sample": (),
+    "world model": ("world_model_loss",),
+    "imagination": ("imagine",),
+    "behavior": ("actor_loss", "replayed_returns", "critic_loss"),  # less imagination
+    "optimizers": ("_descend",),
+    "gradients": (),  # what is left
+    "whole step": (),
 }
 
 
@@ -78,7 +80,8 @@ class Subject:
         rings = 2 * config.environments
         self.agent = Dreamer(config, 18, 4, device)
         self.agent.gradient_steps = config.dreamer.world_model_head_start
-        self.replay = ReplayBuffer(500 * rings, rings, 18, 4, device)
+        sizes = SimpleNamespace(rows=500 * rings, batch_length=config.replay.batch_length)
+        self.replay = ReplayBuffer(sizes, rings, 18, 4, device)
         for time_step in range(500):
             is_first = torch.full((rings,), float(time_step % 50 == 0))
             actions = 2 * torch.rand(rings, 4) - 1
@@ -105,8 +108,8 @@ class Subject:
 
             return run
 
-        for part, name in PARTS.items():
-            if name:
+        for part, names in PARTS.items():
+            for name in names:
                 setattr(self.agent, name, timed(part, getattr(self.agent, name)))
 
     def step(self):
@@ -116,9 +119,12 @@ class Subject:
         start = self.now()
         batch = self.replay.sample(sizes.batch_size, sizes.batch_length)
         self.current["sample"] = self.now() - start
-        self.agent.train_step(batch)
-        self.current["whole step"] = self.now() - start
-        self.current["behavior"] -= self.current["imagination"]  # which is part of it
+        with self.agent.update(batch):
+            pass
+        self.current["behavior"] -= self.current["imagination"]
+        whole = self.now() - start
+        self.current["gradients"] = whole - sum(self.current.values())
+        self.current["whole step"] = whole
         for part in PARTS:
             self.seconds[part].append(self.current[part])
 
@@ -157,7 +163,7 @@ def main():
     parser.add_argument("--compare", help="a second config, measured in turns with the first")
     parser.add_argument("--steps", type=int, default=20, help="measured steps")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for both configs")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     try:
         if options.steps < 1:
             raise UserError(f"--steps must be at least 1, not {options.steps}.")
@@ -172,7 +178,9 @@ def main():
         print(f"train_step.py: {error}", file=sys.stderr)
         return 2
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    rates = {torch.float32: [], torch.bfloat16: []}
+    rates = {torch.float32: []}
+    if multiplies_bfloat16(device):  # elsewhere they are emulated, a minute each
+        rates[torch.bfloat16] = []
     for turn in range(options.steps + 3):
         if turn % 5 == 0:  # a shared machine changes its speed, so both are measured side by side
             for dtype, measured in rates.items():

@@ -1,17 +1,18 @@
 """Shared fixtures: one thread, small configs, made-up batches."""
 
+import functools
 import os
+import signal
 
 os.environ["OMP_NUM_THREADS"] = "1"
-
-import signal
+os.environ["GOMP_SPINCOUNT"] = "1000"  # as in main.py: tests of two threads share their cores
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
 
-from utils import load_config
+from config import load_config
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("small", max_examples=25, deadline=None, derandomize=True)
@@ -48,7 +49,13 @@ SMALL = {
 def make_config(name="hockey.yml", /, **overrides):
     """A small config; a keyword `dreamer__horizon=3` (or `seed=1`) overrides a key."""
     keys = SMALL | {key.replace("__", "."): value for key, value in overrides.items()}
-    return load_config(name, [f"{key}={value}" for key, value in keys.items()])
+    return read_once(name, *(f"{key}={value}" for key, value in keys.items()))
+
+
+@functools.cache
+def read_once(name, *overrides):
+    """The config; it is read-only, so tests may share it."""
+    return load_config(name, overrides)
 
 
 @pytest.fixture

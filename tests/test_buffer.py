@@ -1,18 +1,26 @@
 """The replay: windows, rings, wrap-around, mirroring, saving."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from buffer import ReplayBuffer
+from utils import UserError
 
 sizes = st.tuples(st.integers(1, 4), st.integers(3, 12), st.integers(1, 40), st.integers(1, 3))
 
 
-def filled_buffer(rings, length, steps, seed=0):
+def empty_buffer(rows, rings, window=1, **options):
+    """A buffer for observations of two numbers and actions of one."""
+    return ReplayBuffer(SimpleNamespace(rows=rows, batch_length=window), rings, 2, 1, **options)
+
+
+def filled_buffer(rings, length, steps, **options):
     """A buffer whose observation is (time, ring), whose action is -time, whose flags tell time."""
-    buffer = ReplayBuffer(rings * length, rings, 2, 1, seed=seed)
+    buffer = empty_buffer(rings * length, rings, **options)
     for time in range(steps):
         times = torch.full((rings,), float(time))
         observation = torch.stack([times, torch.arange(rings).float()], 1)
@@ -24,7 +32,7 @@ def filled_buffer(rings, length, steps, seed=0):
 def test_windows_are_consecutive_rows_of_one_ring(case):
     rings, length, steps, window = case
     buffer = filled_buffer(rings, length, steps)
-    assert len(buffer) == rings * min(steps, length)
+    assert buffer.filled == min(steps, length)
     if steps < window:
         with pytest.raises(ValueError, match=f"{window} rows"):
             buffer.sample(4, window)
@@ -39,6 +47,7 @@ def test_windows_are_consecutive_rows_of_one_ring(case):
     assert torch.equal(batch["reward"], 2 * time)
     assert torch.equal(batch["is_first"], (time % 3 == 0).float())
     assert torch.equal(batch["is_terminal"], (time % 5 == 0).float())
+    assert batch["is_own"].shape == time.shape and batch["is_own"].min() == 1
 
 
 @pytest.mark.parametrize("steps", [5, 8, 9, 21])
@@ -62,8 +71,20 @@ def test_the_capacity_never_grows():
     for _ in range(30):
         buffer.add(torch.ones(3, 2), torch.ones(3), torch.ones(3), torch.ones(3), torch.ones(3))
     assert (buffer.rows.data_ptr(), buffer.rows.shape) == storage
-    assert len(buffer) == 12
-    assert ReplayBuffer(14, 3, 2, 1).rows.shape[:2] == (4, 3)  # never more than asked for
+    assert buffer.filled == 4
+    assert empty_buffer(14, 3).rows.shape[:2] == (4, 3)  # never more than asked for
+
+
+def test_a_ring_shorter_than_a_window_is_refused():
+    assert empty_buffer(30, 3, window=10).length == 10
+    with pytest.raises(UserError, match="replay.rows.* at least 30"):
+        empty_buffer(29, 3, window=10)
+
+
+def test_only_the_first_rings_are_the_agents_own():
+    batch = filled_buffer(4, 10, 10, own=3).sample(300, 2)
+    ring = batch["observation"][..., 1]
+    assert torch.equal(batch["is_own"], (ring < 3).float()) and len(ring.unique()) == 4
 
 
 def test_rows_that_do_not_fit_are_refused():
@@ -73,9 +94,9 @@ def test_rows_that_do_not_fit_are_refused():
 
 
 def test_mirrored_sampling_flips_the_named_signs_of_half_of_the_windows():
-    buffer = filled_buffer(2, 50, 50)
+    buffer = filled_buffer(2, 50, 50, mirror=[-1, 1, -1])
     buffer.rows[:, :, 0] += 1  # no zeros, whose sign could not be seen
-    batch = buffer.sample(1000, 4, mirror=torch.tensor([-1.0, 1.0, -1.0]))
+    batch = buffer.sample(1000, 4)
     time = batch["observation"][..., 0]
     flipped = time[:, 0] < 0
     assert torch.equal(flipped[:, None].expand_as(time), time < 0)  # whole windows
@@ -89,26 +110,42 @@ def test_mirrored_sampling_flips_the_named_signs_of_half_of_the_windows():
 
 
 @given(sizes)
+def test_one_seed_gives_the_same_windows(case):
+    rings, length, steps, window = case
+    buffer = filled_buffer(rings, length, steps)
+    batches = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        batches.append(buffer.sample(64, min(window, buffer.filled))["observation"])
+    assert torch.equal(batches[0], batches[1])
+    assert buffer.filled <= window or not torch.equal(batches[0], batches[2])
+
+
+@given(sizes)
 def test_a_restored_buffer_goes_on_in_the_same_way(case):
     rings, length, steps, window = case
-    buffer, other = filled_buffer(rings, length, steps), filled_buffer(rings, length, 2, seed=9)
-    if steps >= window:
-        buffer.sample(3, window)
-    other.restore_state(buffer.state())
-    assert len(other) == len(buffer)
+    buffer, other = filled_buffer(rings, length, steps), filled_buffer(rings, length, 0)
+    state = buffer.state()
+    assert state[:, 0, 0].tolist() == list(range(max(0, steps - length), steps))  # oldest first
+    other.restore(state.clone())
+    assert other.filled == buffer.filled
     for _ in range(3):
         row = (torch.ones(rings, 2), *torch.ones(4, rings))
         buffer.add(*row)
         other.add(*row)
-        left, right = (x.sample(8, min(window, len(buffer) // rings)) for x in (buffer, other))
-        assert all(torch.equal(left[key], right[key]) for key in left)
+        assert torch.equal(buffer.state(), other.state())
+        batches = []
+        for one in (buffer, other):
+            torch.manual_seed(3)
+            batches.append(one.sample(8, min(window, one.filled)))
+        assert all(torch.equal(batches[0][key], batches[1][key]) for key in batches[0])
 
 
 @pytest.mark.parametrize("steps", [3, 8, 13])
 def test_a_restored_buffer_may_be_larger(steps):
     larger = filled_buffer(2, 20, 0)
-    larger.restore_state(filled_buffer(2, 8, steps).state())
-    assert len(larger) == 2 * min(steps, 8)
+    larger.restore(filled_buffer(2, 8, steps).state())
+    assert larger.filled == min(steps, 8)
     for time in range(steps, steps + 3):
         times = torch.full((2,), float(time))
         larger.add(torch.stack([times, torch.arange(2.0)], 1), -times, times, times, times)
@@ -120,4 +157,4 @@ def test_a_restored_buffer_may_be_larger(steps):
 def test_a_stored_buffer_that_does_not_fit_is_refused(shape):
     rings, length, steps = shape
     with pytest.raises(ValueError, match="stored replay"):
-        filled_buffer(2, 4, 1).restore_state(filled_buffer(rings, length, steps).state())
+        filled_buffer(2, 4, 1).restore(filled_buffer(rings, length, steps).state())

@@ -4,19 +4,16 @@ import base64
 import gzip
 import json
 import re
-from argparse import Namespace
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_config
 
-import dreams
+import play
 from dreamer import Dreamer
-from hockey_env import BasicOpponent
-from hockey_wrapper import PerGame
-from utils import UserError
+from extras import dreams
+from opponents import load
 
 KINDS = [
     {"dreamer__latent": "categorical", "dreamer__observation_in_state": True},
@@ -31,36 +28,35 @@ def make_agent(**overrides):
     return Dreamer(make_config(**overrides), 18, 4)
 
 
-def play(agent, count=1, seed=0):
+def record(agent, count=1, seed=0):
     """Games against the weak bot."""
-    opponent = PerGame([BasicOpponent(seed=game) for game in range(count)], "weak")
-    return dreams.play_games(agent, opponent, count, seed)
+    return dreams.record_games(agent, load("weak", count, seed), count, seed)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scale", ["[]", f"[{','.join('2' * 18)}]"])
 @pytest.mark.parametrize("is_real", [True, False])
 @torch.no_grad()
-def test_first_steps_equal_a_plain_computation(kind, scale, is_real):
+def test_first_steps_equal_a_plain_computation(kind, scale, is_real, monkeypatch):
     agent = make_agent(dreamer__observation_scale=scale, **kind)
-    agent.prior.sample = partial(agent.prior.sample, deterministic=True)
-    rows = 3
-    h, z = torch.randn(rows, 32), torch.randn(rows, 16)
-    o = torch.randn(rows, agent.carried)
+    rssm, rows = agent.rssm, 3
+    real = rssm.prior.sample
+    monkeypatch.setattr(rssm.prior, "sample", lambda numbers, noise, mode: real(numbers, mode=True))
+    h, z, o = (torch.randn(rows, size) for size in (32, 16, rssm.carried))
     actions = torch.rand(dreams.H_DREAM, rows, 4) * 2 - 1
-    dreamed = dreams.imagine(agent, h, z, o, actions if is_real else None)
+    dreamed = dreams.imagine(agent, (h, z, o), actions if is_real else None)
     assert dreamed.shape == (dreams.H_DREAM, rows, 18)
     for step in range(2):
         a = torch.tanh(agent.slow_actor.layers(torch.cat([h, z, o], 1))[:, :4])
         a = actions[step] if is_real else a
-        h = agent.recurrent(h, torch.cat([z, a, o], 1))
-        statistics = agent.prior(h)
+        h = rssm.recurrent(h, torch.cat([z, a, o], 1))
+        statistics = rssm.prior(h)
         if agent.settings.latent == "gaussian":
             z = statistics[:, 0]
         else:
             z = torch.nn.functional.one_hot(statistics.argmax(-1), 4).flatten(1).float()
-        expected = agent.decoder(torch.cat([h, z, o], 1))
-        if agent.carried:
+        expected = rssm.decoder(torch.cat([h, z, o], 1))
+        if rssm.carried:
             o = expected = expected + o
         metres = 2 * expected if len(agent.scale) else expected.sign() * (expected.abs().exp() - 1)
         torch.testing.assert_close(dreamed[step], metres, rtol=1e-4, atol=1e-5)
@@ -69,17 +65,17 @@ def test_first_steps_equal_a_plain_computation(kind, scale, is_real):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_states_are_those_of_playing(kind):
     agent = make_agent(**kind)
-    game = play(agent, 2)[1]
-    player = agent.player()
-    for row in range(len(game)):
+    game = record(agent, 2)[1]
+    player, length = agent.player(), len(game.reward) - 1
+    for row in range(length):
         action = player.act(game.observation[row].numpy(), deterministic=True)
         np.testing.assert_allclose(action, game.action[row], atol=1e-5)
-        np.testing.assert_allclose(player.memory[0][0], game.h[row], atol=1e-5)
-        np.testing.assert_allclose(player.memory[1][0], game.z[row], atol=1e-5)
-    assert game.features().shape == (len(game) + 1, 32 + 16 + agent.carried)
+        for part, remembered in zip(game.state, player.memory[:3], strict=True):
+            np.testing.assert_allclose(remembered[0], part[row], atol=1e-5)
+    assert all(len(part) == length + 1 for part in (game.observation, game.action, *game.state))
     assert game.action[-1].isnan().all() and not game.terminal[:-1].any()
     assert game.terminal[-1] == (game.winner != 0)
-    assert len(game) == 126 or game.winner  # 251 frames, two per decision
+    assert length == 126 or game.winner  # 251 frames, two per decision
 
 
 def test_windows_look_ahead_and_end_with_the_game():
@@ -120,7 +116,7 @@ def test_near_is_a_player_met_on_the_way():
 
 def test_mean_errors_leave_out_what_was_not_played():
     agent = make_agent()
-    games = play(agent, 2)
+    games = record(agent, 2)
     means = dreams.mean_errors(agent, games)
     assert list(means)[:3] == list(dreams.PARTS) and len(means) == 5
     errors, moved = means["own position"]
@@ -134,11 +130,11 @@ def test_mean_errors_leave_out_what_was_not_played():
 def page_of(folder, **overrides):
     """Writes the page of an untrained agent -> its text and the data packed into it."""
     torch.manual_seed(0)
-    make_agent(**overrides).save(folder / "<tiny>.safetensors")
-    options = Namespace(agent=folder / "<tiny>.safetensors", against="weak")
-    options = Namespace(**vars(options), out=folder / "new" / "dream.html", seed=0, games=2)
-    dreams.main(options)
-    page = options.out.read_text(encoding="utf-8")
+    agent, path = folder / "<tiny>.safetensors", folder / "new" / "dream.html"
+    make_agent(**overrides).save(agent)
+    options = [str(agent), "--against", "weak", "--games", "2", "--out", str(path)]
+    assert play.main(["dream", *options]) == 0
+    page = path.read_text(encoding="utf-8")
     packed = re.search(r'id="data">([^<]*)<', page)[1]
 
     def refuse(constant):
@@ -160,9 +156,9 @@ def test_page_is_complete_offline_and_small(tmp_path, kind):
         assert np.shape(data["dreams"][variant]) == (rows, dreams.H_DREAM, 8)
     assert data["dreams"]["played"][-2][0][0] is not None  # the last action leads to the end
     assert data["dreams"]["played"][-2][1][0] is None
-    by_length, *others = data["panels"]
-    assert {len(line["y"]) for line in by_length["lines"]} == {dreams.H_DREAM}
-    assert {len(line["y"]) for panel in others for line in panel["lines"]} == {rows}
+    by_length, *others = data["figures"].values()
+    assert {len(line) for line in by_length.values()} == {dreams.H_DREAM}
+    assert {len(line) for lines in others for line in lines.values()} == {rows}
     if kind["dreamer__latent"] == "gaussian":
         assert data["latents"] is None
     else:
@@ -174,23 +170,39 @@ def test_the_same_seed_dreams_the_same(tmp_path):
     assert page_of(tmp_path)[1] == page_of(tmp_path)[1]
 
 
+@torch.no_grad()
+def test_what_the_heads_say_is_beside_what_happened():
+    agent = make_agent()
+    game = record(agent)[0]
+    said = dreams.predictions(agent, game)
+    assert torch.equal(said["reward"]["received"], game.reward)
+    returns, rewards = said["value"]["λ-return"], game.reward
+    values = agent.slow_critic.mean(agent.slow_critic(agent.rssm.features(game.state)))
+    following = values[-1]
+    for row in reversed(range(len(returns) - 1)):
+        discount = agent.settings.discount * (1 - game.terminal[row + 1])
+        mixed = 0.05 * values[row + 1] + 0.95 * following
+        following = rewards[row + 1] + discount * mixed
+        assert returns[row] == pytest.approx(float(following), abs=1e-4)
+    kl = said["KL of posterior and prior, nats"]["KL"]
+    assert kl[0].isnan() and (kl[1:] >= 0).all() and returns[-1].isnan()
+
+
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("arguments", "message"),
     [
-        ({"agent": "missing.safetensors"}, "missing.safetensors"),
-        ({"agent": "pendulum.safetensors"}, "was not trained for hockey"),
-        ({"against": "nobody"}, "nobody"),
-        ({"against": "pendulum.safetensors"}, "was not trained for hockey"),
-        ({"games": 0}, "--games must be"),
-        ({"seed": -1}, "--seed at least 0"),
+        (["missing.safetensors"], "missing.safetensors"),
+        (["pendulum.safetensors"], "was not trained for hockey"),
+        (["agent", "--against", "nobody"], "nobody"),
+        (["agent", "--against", "pendulum.safetensors"], "was not trained for hockey"),
+        (["agent", "--games", "0"], "--games must be"),
+        (["agent", "--seed", "-1"], "--seed at least 0"),
     ],
 )
-def test_errors_are_one_sentence(tmp_path, monkeypatch, changed, message):
+def test_errors_are_one_sentence(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
-    make_agent().save("agent.safetensors")
-    Dreamer(make_config("hockey.yml"), 3, 1).save("pendulum.safetensors")
-    options = {"agent": "agent.safetensors", "against": "weak", "out": "d.html"}
-    options |= {"seed": 0, "games": 1} | changed
-    with pytest.raises(UserError, match=message) as error:
-        dreams.main(Namespace(**options))
-    assert "\n" not in str(error.value)
+    make_agent().save("checkpoints/agent.safetensors")
+    Dreamer(make_config(), 3, 1).save("pendulum.safetensors")
+    assert play.main(["dream", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1

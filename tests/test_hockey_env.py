@@ -4,9 +4,7 @@
 rows `start[i]:start[i + 1]` are game i, the first of them its reset.
 """
 
-import copy
 import gc
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
+import pygame
 import pytest
 from gymnasium.utils.env_checker import check_env
 
@@ -301,7 +300,6 @@ def test_set_state_round_trip():
     state = play(env, random_actions(30))[-1, 0]
     state[16:] = 0, 4
     other.set_state(state)
-    np.testing.assert_allclose(other._observation(other._one, other._two), state, atol=1e-6)
     swapped = state[[*range(6, 12), *range(6), *range(12, 16), 17, 16]]
     swapped[[0, 1, 3, 4, 6, 7, 9, 10, 12, 13, 14, 15]] *= -1
     np.testing.assert_allclose(other.obs_agent_two(), swapped, atol=1e-6)
@@ -336,35 +334,6 @@ def test_game_is_the_same_upside_down():
     np.testing.assert_allclose(mirrored, views * MIRROR_OBSERVATION, atol=1e-4)
 
 
-@pytest.mark.parametrize("env_class", [HockeyEnv, HockeyEnv_BasicOpponent])
-@pytest.mark.parametrize("mode", list(Mode))
-def test_snapshot_continues_exactly(env_class, mode):
-    env, other = env_class(mode=mode), env_class()
-    env.reset(seed=11)
-    play(env, random_actions(10, 3, env.action_space.shape[0]))
-    env.reset()  # a later episode: the generator has moved on
-    size = env.action_space.shape[0]
-    play(env, random_actions(25, 4, size))
-    env.set_state(env._observation(env._one, env._two))
-    play(env, random_actions(10, 5, size))
-    snapshot = json.loads(json.dumps(env.get_snapshot()))
-    kept = copy.deepcopy(snapshot)
-    rest = random_actions(60, 6, size)
-    expected = play(env, rest), env.reset()[0], env.time, env.np_random.random()
-    for again in (other, env):
-        again.restore_snapshot(snapshot)
-        views, start, time, draw = play(again, rest), again.reset()[0], again.time, None
-        draw = again.np_random.random()
-        assert np.array_equal(views, expected[0]) and np.array_equal(start, expected[1])
-        assert (time, draw) == expected[2:]
-    assert snapshot == kept
-
-
-def test_snapshot_of_another_keep_mode_is_refused():
-    with pytest.raises(ValueError, match="keep_mode=True, but must have False"):
-        HockeyEnv(keep_mode=False).restore_snapshot(HockeyEnv().get_snapshot())
-
-
 def test_old_object_plays_as_a_new_one():
     old = HockeyEnv()
     for seed in range(20):  # leaves the old world after different episodes
@@ -381,13 +350,14 @@ def test_old_object_plays_as_a_new_one():
 
 def test_picture_needs_no_screen():
     code = (
-        "import sys, hockey_env; env = hockey_env.HockeyEnv(render_mode='rgb_array'); env.reset();"
-        "assert 'pygame' not in sys.modules; picture = env.render(); import pygame;"
-        "assert picture.shape == (480, 600, 3), picture.shape;"
+        "import hockey_env, pygame; env = hockey_env.HockeyEnv(render_mode='rgb_array');"
+        "env.reset(); picture = env.render(); assert picture.shape == (480, 600, 3), picture.shape;"
         "assert not pygame.display.get_init()"
     )
     environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "SDL_VIDEODRIVER")}
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    assert ended.stdout == b""  # without pygame's greeting
 
 
 def test_picture_shows_everything_in_its_place():
@@ -410,20 +380,16 @@ def test_picture_shows_everything_in_its_place():
         assert tuple(picture[240 - int(60 * y), 300 + int(60 * x)]) == colour, (x, y)
 
 
-def test_window_and_keyboard(monkeypatch):
-    pygame = pytest.importorskip("pygame")
+def test_the_window_opens_when_needed_and_closes(monkeypatch):
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     env = HockeyEnv(render_mode="human")
+    assert not pygame.display.get_init()
     env.reset(seed=0)
     env.step(np.zeros(8))
-    assert pygame.display.get_surface().get_size() == (600, 480)
-    held = {pygame.K_RIGHT, pygame.K_DOWN, pygame.K_w, pygame.K_SPACE}
-    keys = {key: key in held for key in range(2**10)}
-    keys |= {key: key in held for key in held | {pygame.K_LEFT, pygame.K_UP}}
-    monkeypatch.setattr(pygame.key, "get_pressed", lambda: keys)
-    for player, expected in ((1, [1, -1, 1, 1]), (2, [-1, 1, 1, 1])):
-        human = hockey_env.HumanOpponent(env, player=player)
-        assert human.act(env.obs_agent_two()).tolist() == expected
+    window = pygame.display.get_surface()
+    assert window.get_size() == (600, 480)
+    picture = pygame.surfarray.array3d(window).swapaxes(0, 1)
+    assert np.array_equal(picture, env.render("rgb_array"))
     env.close()
     assert not pygame.display.get_init()
 
@@ -435,7 +401,7 @@ def test_bad_input_is_explained():
         HockeyEnv(mode="normal")
     with pytest.raises(ValueError, match="mode is 7"):
         env.reset(mode=7)
-    with pytest.raises(ValueError, match="'print', but must be None, human or rgb_array"):
+    with pytest.raises(ValueError, match="'print', but must be None, human, rgb_array"):
         HockeyEnv(render_mode="print")
     with pytest.raises(ValueError, match="'print', but must be human or rgb_array"):
         env.render("print")

@@ -8,17 +8,9 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 import hockey_env
-from hockey_wrapper import (
-    MIRROR_ACTION,
-    MIRROR_OBSERVATION,
-    HockeyGames,
-    HockeyWrapper,
-    OneOpponent,
-    PerGame,
-    load_game,
-    potential,
-)
-from opponents import load
+from environments import HockeyWrapper, make_environments
+from hockey_wrapper import ATTACK, CHASE, MIRROR, HockeyGames, load_game, potential
+from opponents import OneOpponent, PerGame, load
 from utils import UserError
 
 
@@ -151,6 +143,21 @@ def test_the_package_is_asked_for_in_one_sentence(monkeypatch):
     assert load_game("built-in") is hockey_env
 
 
+@pytest.mark.filterwarnings("ignore:.*precision lowered")
+def test_other_environments_look_the_same():
+    config = make_config("pendulum.yml", environment="Pendulum-v1")
+    games = make_environments(config, 3)
+    assert games.single_observation_space.shape == (3,) and games.num_envs == 3
+    assert games.single_action_space.low == -1 and games.single_action_space.high == 1
+    one, two = [], []
+    for found in (one, two):
+        games = make_environments(config, 3)
+        found.append(games.reset(seed=5)[0])
+        for _ in range(201):  # the 200th ends the episode, the next one starts another
+            found.append(games.step(np.full((3, 1), 0.3, np.float32))[0])
+    assert all(map(np.array_equal, one, two)) and not np.allclose(one[-1], one[-2], atol=1e-2)
+
+
 def test_one_seed_reproduces_and_another_differs():
     def observations(seed):
         return np.stack([row["o"] for row in play(make_games(), 30, seed)])
@@ -245,13 +252,18 @@ def test_the_closeness_penalty_has_its_weight():
 
 @pytest.mark.parametrize("side", [0, 1])
 @pytest.mark.parametrize("frame_skip", [1, 3])
-def test_env_reward_is_the_labs_summed_over_the_frames(side, frame_skip):
-    games = make_games(2, Still(), reward="env", frame_skip=frame_skip)
+def test_env_reward_is_the_labs_summed_over_the_frames(monkeypatch, side, frame_skip):
+    starts, reset = [], hockey_env.HockeyEnv.reset
+
+    def watched(env, **options):
+        starts.append(options)
+        return reset(env, **options)
+
+    raw, games = hockey_env.HockeyEnv(), make_games(2, Still(), frame_skip=frame_skip)
+    monkeypatch.setattr(hockey_env.HockeyEnv, "reset", watched)
     games.reset(seed=11)
-    raw = hockey_env.HockeyEnv()
-    start = games.current[side]
     assert games.side[side] == side
-    raw.restore_snapshot(start.get_snapshot())
+    raw.reset(**[options for options in starts if options.get("seed") is not None][side])
     nonzero = 0
     for action in random_actions(2, 80):
         observation, reward, terminated, truncated, info = games.step(action)
@@ -276,65 +288,54 @@ def test_env_reward_is_the_labs_summed_over_the_frames(side, frame_skip):
     assert nonzero > 5
 
 
-def phi(observation, chase, attack):
+def phi(observation):
     """The potential, written out by hand."""
     distance = np.hypot(*(observation[12:14] - observation[0:2]))
     goal = np.hypot(observation[12] - 4.25, observation[13])
-    return -chase * distance - attack * goal
+    return -0.5 * distance - 0.5 * goal
 
 
 def test_the_potential_by_hand():
-    rows = np.random.default_rng(0).normal(size=(5, 18))
-    expected = [phi(row, 0.3, 0.7) for row in rows]
-    assert np.allclose(potential(rows, 0.3, 0.7), expected, atol=1e-6)
+    assert CHASE == ATTACK == 0.5
+    rows = np.random.default_rng(0).normal(size=(2, 5, 18))
+    expected = [[phi(row) for row in view] for view in rows]
+    assert np.allclose(potential(rows), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("anneal", [0, 400])
-def test_shaping_telescopes_for_both_players(anneal):
+def test_shaping_telescopes_for_both_players():
+    """The discounted sum of what shaping adds to an episode is the difference of its potentials."""
     count, discount, steps = 4, 0.97, 130
     options = {"frame_skip": 4, "discount": discount}
-    shaped = make_games(count, reward="pbrs", chase=0.3, attack=0.7, anneal=anneal, **options)
+    shaped = make_games(count, reward="pbrs", **options)
     plain = make_games(count, reward="sparse", **options)
     rows, plain_rows = play(shaped, steps), play(plain, steps)
     for row, plain_row in zip(rows, plain_rows, strict=True):
         assert np.array_equal(row["o"], plain_row["o"])  # shaping changes no game
     ways = {"terminal": 0, "timeout": 0, "cut": 0}
-    for player in ("our", "their"):
+    views = np.array([[row["o"], row["info"]["opponent_observation"]] for row in rows], float)
+    shaped_rewards, plain_rewards = (
+        np.array([[row["r"], row["info"]["opponent_reward"]] for row in source[1:]])
+        for source in (rows, plain_rows)
+    )
+    for player in (0, 1):
         for game in range(count):
-
-            def view(t, player=player, game=game):
-                source = (
-                    rows[t]["o"] if player == "our" else rows[t]["info"]["opponent_observation"]
-                )
-                return source[game].astype(float)
-
-            def reward(source, t, player=player, game=game):
-                ours = player == "our"
-                return (source[t]["r"] if ours else source[t]["info"]["opponent_reward"])[game]
-
-            def fading(t):
-                return max(0.0, 1 - t * count / anneal) if anneal else 1.0
-
             begin, total = 0, 0.0
             for t in range(1, steps + 1):
+                reward = shaped_rewards[t - 1, player, game]
                 if rows[t - 1]["end"][game] or rows[t - 1]["late"][game]:
-                    assert reward(rows, t) == 0  # a first row
+                    assert reward == 0  # a first row
                     begin, total = t, 0.0
                     continue
-                shaping = reward(rows, t) - reward(plain_rows, t)
-                total += discount ** (t - 1 - begin) * shaping
+                total += discount ** (t - 1 - begin) * (reward - plain_rewards[t - 1, player, game])
                 terminal = rows[t]["end"][game]
                 if terminal or rows[t]["late"][game] or t == steps:
-                    end = 0.0 if terminal else discount ** (t - begin) * fading(t)
-                    expected = end * phi(view(t), 0.3, 0.7) - fading(begin) * phi(
-                        view(begin), 0.3, 0.7
-                    )
+                    end = 0.0 if terminal else discount ** (t - begin)
+                    expected = end * phi(views[t, player, game])
+                    expected -= phi(views[begin, player, game])
                     assert total == pytest.approx(expected, abs=2e-4)
                     kind = "terminal" if terminal else "cut" if t == steps else "timeout"
                     ways[kind] += 1
     assert ways["terminal"] and ways["timeout"] + ways["cut"]
-    if anneal:
-        assert np.array_equal(rows[-1]["r"], plain_rows[-1]["r"])  # faded
 
 
 def test_evaluation_is_never_shaped():
@@ -376,6 +377,7 @@ def test_modes_without_any_share_are_refused():
 
 
 def test_the_mirrored_game_is_the_game_mirrored():
+    seen, done = np.array(MIRROR[:18]), np.array(MIRROR[18:] * 2)
     generator = np.random.default_rng(0)
     for _ in range(10):
         start = np.zeros(18)
@@ -384,16 +386,15 @@ def test_the_mirrored_game_is_the_game_mirrored():
         start[[2, 8]] = generator.uniform(-0.8, 0.8, 2)
         start[[3, 4, 9, 10, 14, 15]] = generator.uniform(-3, 3, 6)
         envs = hockey_env.HockeyEnv(), hockey_env.HockeyEnv()
-        for env, state in zip(envs, (start, start * MIRROR_OBSERVATION), strict=True):
+        for env, state in zip(envs, (start, start * seen), strict=True):
             env.reset(seed=0)
             env.set_state(state)
         for _ in range(6):
             action = generator.uniform(-1, 1, 8)
-            signs = np.concatenate([MIRROR_ACTION, MIRROR_ACTION])
-            left, right = envs[0].step(action)[0], envs[1].step(action * signs)[0]
-            assert np.allclose(left * MIRROR_OBSERVATION, right, atol=1e-3)
+            left, right = envs[0].step(action)[0], envs[1].step(action * done)[0]
+            assert np.allclose(left * seen, right, atol=1e-3)
             left, right = (env.obs_agent_two() for env in envs)
-            assert np.allclose(left * MIRROR_OBSERVATION, right, atol=1e-3)
+            assert np.allclose(left * seen, right, atol=1e-3)
 
 
 def test_the_opponents_row_is_ours_with_the_sides_swapped():
@@ -412,11 +413,9 @@ def test_the_opponents_row_is_ours_with_the_sides_swapped():
         games = make_games(1, PerGame([Scripted(other)]), reward="env", frame_skip=1)
         games.reset(seed=4)
         games.games_started[:] = start  # 0: side one, we start; 3: side two, they start
-        games.reset(options=None)
-        games.current[0].restore_snapshot(rows[0][0] if rows else games.current[0].get_snapshot())
-        snapshot = games.current[0].get_snapshot()
-        rows.append([snapshot, *(games.step(action[None]) for action in mine)])
-    for left, right in zip(rows[0][1:], rows[1][1:], strict=True):
+        games.reset()  # the puck lies on side one's half in both
+        rows.append([games.step(action[None]) for action in mine])
+    for left, right in zip(*rows, strict=True):
         assert np.array_equal(left[0], right[4]["opponent_observation"])
         assert np.array_equal(left[4]["opponent_observation"], right[0])
         assert np.allclose(left[1], right[4]["opponent_reward"])

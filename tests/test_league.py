@@ -2,7 +2,6 @@
 
 import base64
 import gzip
-import json
 import re
 import sys
 from itertools import permutations
@@ -12,12 +11,12 @@ import pytest
 import torch
 from conftest import make_config
 
-import evaluate as evaluate_module
+import matches
 from dreamer import Dreamer
-from evaluate import Result, main, play_games
-from league import League, find_players, play_league, rate
+from evaluate import main
+from extras.league import League, find_players, play_league, rate
+from matches import Result, play_games
 from opponents import AgentOpponent, load
-from plots import write_league
 
 
 def games(wins, draws, losses):
@@ -49,46 +48,44 @@ def saved(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bots():
-    """A league of the scripted bots, 80 games per pair."""
-    return play_league(find_players(["random", "weak", "strong"]), 80, seed=1)
+    """A league of the scripted bots, 40 games per pair."""
+    return play_league(find_players(["random", "weak", "strong"]), 40, seed=1)
 
 
 def test_the_better_bot_stands_above(bots):
-    assert bots.names[0] == "strong" and bots.rating("strong") > bots.rating("random")
-    wins, draws, losses = bots.result("strong", "random").counts()
-    assert wins + draws + losses == 80 and wins > losses
+    assert bots.names[0] == "strong"
+    assert bots.ratings["strong"].ordinal() > bots.ratings["random"].ordinal()
+    wins, draws, losses = bots.played["strong", "random"].counts()
+    assert wins + draws + losses == 40 and wins > losses
     assert "strong" in bots.hard_counters("random") and not bots.hard_counters("strong")
 
 
 def test_both_sides_tell_the_same(bots):
     for one, other in permutations(bots.names, 2):
-        wins, draws, losses = bots.result(one, other).counts()
-        assert bots.result(other, one).counts() == (losses, draws, wins)
-        assert bots.result(one, other).opponent == other
-        turned = bots.result(other, one)
-        assert np.array_equal(bots.result(one, other).we_started, ~turned.we_started)
+        result, turned = bots.played[one, other], bots.played[other, one]
+        assert result.counts() == turned.counts()[::-1] and result.opponent == other
+        assert np.array_equal(result.we_started, ~turned.we_started)
 
 
 def test_who_is_named_first_makes_no_difference():
     first, second = (
-        play_league([load(name) for name in names], 120).result("weak", "random")
+        play_league(find_players(names), 60).played["weak", "random"]
         for names in (("weak", "random"), ("random", "weak"))
     )
-    for one, other in ((first, second), (second, first)):
-        low, high = one.interval()
-        assert low < other.win_rate() < high
+    (low, high), (other_low, other_high) = first.interval(), second.interval()
+    assert max(low, other_low) < min(high, other_high)
     assert not np.array_equal(first.winner, second.winner)  # other games, or it proves nothing
 
 
 def test_sides_and_starts_are_balanced(monkeypatch):
     tables = []
-    original = evaluate_module.HockeyGames
+    original = matches.HockeyGames
 
     def spy(*arguments, **options):
         tables.append(original(*arguments, **options))
         return tables[-1]
 
-    monkeypatch.setattr(evaluate_module, "HockeyGames", spy)
+    monkeypatch.setattr(matches, "HockeyGames", spy)
     play_league(find_players(["weak", "strong", "random"]), 8)
     assert len(tables) == 3
     for table in tables:
@@ -98,18 +95,19 @@ def test_sides_and_starts_are_balanced(monkeypatch):
 
 def test_agents_play_as_they_do_in_an_evaluation(saved):
     """Deterministic, with their frame skip, and without memories of the pair before."""
-    paths = [str(saved / "a" / "best.safetensors"), str(saved / "b" / "best.safetensors")]
+    paths = [str(saved / name / "best.safetensors") for name in "ab"]
     league = play_league(find_players([*paths, "strong"]), 8, seed=3)
-    one, two = (Dreamer.load(path) for path in paths)
-    expected = {
-        ("a/best", "b/best"): play_games(one, AgentOpponent(two, 8, "two", True), 8, seed=3),
-        ("a/best", "strong"): play_games(one, load("strong", 8, seed=4), 8, seed=3),
-        ("b/best", "strong"): play_games(two, load("strong", 8, seed=4), 8, seed=3),
-    }
-    assert set(expected) == set(league.played)
-    assert any(result.winner.any() for result in expected.values())
-    for pair, result in expected.items():
-        assert np.array_equal(league.played[pair].winner, result.winner), pair
+    assert {*permutations(("a", "b", "strong"), 2)} == set(league.played)
+    settings = make_config(hockey__frame_skip=1).hockey
+    for name, other in (("a", "b"), ("a", "strong"), ("b", "strong")):
+        one, two = (
+            AgentOpponent(Dreamer.load(saved / player / "best.safetensors"), 8, "", True)
+            if player in "ab"
+            else load(player, 8, seed=4)
+            for player in (name, other)
+        )
+        result = play_games(one.act, two, 8, settings, seed=3)
+        assert np.array_equal(league.played[name, other].winner, result.winner), (name, other)
 
 
 def test_worst_cases_and_hard_counters_by_hand(cycle):
@@ -117,7 +115,9 @@ def test_worst_cases_and_hard_counters_by_hand(cycle):
     assert cycle.worst_case("d").win_rate() == 0
     counters = {name: cycle.hard_counters(name) for name in "abcd"}
     assert counters == {"a": ["c"], "b": ["a"], "c": ["b"], "d": []}
-    assert cycle.names == ["b", "a", "c", "d"]
+    ordinals = [cycle.ratings[name].ordinal() for name in cycle.names]
+    assert ordinals == sorted(ordinals, reverse=True)
+    assert League(cycle.played, None).names == ["b", "a", "c", "d"]  # by wins: 9, 6, 5, 0
     played = {("a", "b"): games(0, 9, 0), ("b", "c"): games(9, 0, 0), ("c", "a"): games(9, 0, 0)}
     assert League(played, None).worst_case("a").opponent == "c"  # losing is worse than drawing
 
@@ -131,33 +131,32 @@ def test_ratings_are_those_of_openskill():
         (games(0, 1, 0), [2, 2]),
         (games(0, 0, 1), [0, 3]),
     ):
-        [[one], [two]] = model.rate([[model.rating()], [model.rating()]], scores=scores)
+        teams = model.rate([[model.rating()], [model.rating()]], scores=scores)
         ratings = rate({("one", "two"): result})
-        assert ratings == {"one": (one.mu, one.sigma), "two": (two.mu, two.sigma)}
-        rating = League({("one", "two"): result}, ratings).rating("one")
-        assert rating == pytest.approx(one.ordinal())
+        for [expected], rating in zip(teams, ratings.values(), strict=True):
+            assert (rating.mu, rating.sigma) == (expected.mu, expected.sigma)
 
 
 def test_ratings_come_in_a_random_but_repeatable_order(cycle):
-    assert rate(cycle.played) == cycle.ratings != rate(cycle.played, seed=1)
+    first, again, other = (
+        [(one.mu, one.sigma) for one in rate(cycle.played, seed).values()] for seed in (0, 0, 1)
+    )
+    assert first == again != other
     streak = {("one", "two"): games(50, 0, 50)}  # in this order, the last wins would count most
-    ratings = rate(streak)
-    assert abs(ratings["one"][0] - ratings["two"][0]) < 6
+    one, two = rate(streak).values()
+    assert abs(one.mu - two.mu) < 6
 
 
 def test_names_tell_players_apart(saved, tmp_path):
-    agents = [saved / name for name in ("a/best.safetensors", "b", "c/weak.safetensors")]
-    names = [player.name for player in find_players(["weak", *map(str, agents)])]
-    assert names == ["weak", "a/best", "b/best", "c/weak"]
-    assert [player.name for player in find_players(["strong", str(agents[2])])] == [
-        "strong",
-        "weak",
-    ]
+    agents = [str(saved / name) for name in ("a/best.safetensors", "b", "c/weak.safetensors")]
+    assert list(find_players(["weak", *agents])) == ["weak", "a", "b", agents[2]]
+    assert list(find_players(["strong", agents[2]])) == ["strong", "weak"]
     deeper = tmp_path / "a" / "best.safetensors"
     deeper.parent.mkdir()
-    deeper.write_bytes(agents[0].read_bytes())
-    names = [player.name for player in find_players([str(agents[0]), str(deeper)])]
-    assert names == [f"{saved.name}/a/best", f"{tmp_path.name}/a/best"]
+    deeper.write_bytes((saved / "a" / "best.safetensors").read_bytes())
+    assert list(find_players([agents[0], str(deeper)])) == [agents[0], str(deeper)]
+    again = f"{saved}/b/../a"
+    assert list(find_players(["weak", agents[0], again, "weak"])) == ["weak", "a"]
 
 
 def test_the_command_line_prints_and_draws_all(saved, tmp_path, capsys):
@@ -165,11 +164,9 @@ def test_the_command_line_prints_and_draws_all(saved, tmp_path, capsys):
     command = ["--league", "strong", str(saved / "a"), "random", "--games", "4"]
     assert main([*command, "--page", str(page)]) == 0
     text = capsys.readouterr().out
-    matrix, ratings, worst, place = text.strip().split("\n\n")
-    for part in (matrix, ratings, worst):
-        assert all(
-            re.search(rf"^ .*\b{name}\b", part, re.M) for name in ("strong", "best", "random")
-        )
+    matrix, table, _, place = text.strip().split("\n\n")
+    for part in (matrix, table):
+        assert all(re.search(rf"^\d {name}\b", part, re.M) for name in ("strong", "a", "random"))
     assert len(re.findall(r"\d+% \[\d+%, \d+%\]", matrix)) == 6
     counts = re.findall(r"(\d)/(\d)/(\d)", matrix)
     assert len(counts) == 6 and all(sum(map(int, count)) == 4 for count in counts)
@@ -177,24 +174,19 @@ def test_the_command_line_prints_and_draws_all(saved, tmp_path, capsys):
     assert main([*command, "--page", str(page)]) == 0 and capsys.readouterr().out == text
 
 
-def test_the_page_is_complete_offline_and_small(cycle, tmp_path):
-    played = cycle.played | {(name, "<i>/e"): games(1, 0, 3) for name in "abcd"}
-    league = League(played, rate(played))
-    write_league(league, tmp_path / "plots" / "league.html", "All & sundry.")
-    page = (tmp_path / "plots" / "league.html").read_text(encoding="utf-8")
-    assert not re.search(r"https?://|\ssrc=|<link|@import", page) and len(page) < 5e6
-    assert "All &amp; sundry." in page and "<i>/" not in page and "&lt;i&gt;/" in page
+def test_the_page_is_complete_offline_and_small(tmp_path):
+    name = str(tmp_path / "<i>.safetensors")
+    Dreamer(make_config(), 18, 4).save(name)
+    path = tmp_path / "plots" / "league.html"
+    assert main(["--league", "weak", "strong", name, "--games", "4", "--page", str(path)]) == 0
+    page = path.read_text(encoding="utf-8")
+    assert not re.search(r"https?://|\ssrc=|<link|@import", page) and len(page) < 1e5
+    assert not re.search(r"\$[a-z]", page)  # nothing left to fill in
+    assert "<i></td>" not in page and page.count("&lt;i&gt;") >= 2
+    assert page.count("<tr>") == 8  # two tables of three players and a head
+    assert len(re.findall(r"style='background[^>]*>\d+% \[", page)) == 6
     packed = re.search(r'id="data">([^<]*)<', page)[1]
-    data = json.loads(gzip.decompress(base64.b64decode(packed)))
-    (panel,) = data["panels"]
-    (heat,) = panel["traces"]
-    assert page.count('class="chart"') == 1 and page.count("<tr>") == 6
-    for row, name in enumerate(league.names):
-        assert heat["z"][row][row] is None and heat["text"][row][row] == ""
-        for column, other in enumerate(league.names):
-            if other != name:
-                assert heat["z"][row][column] == league.result(name, other).win_rate()
-        assert f"{league.rating(name):.1f}<br>" in page
+    assert gzip.decompress(base64.b64decode(packed)) == b"{}"
 
 
 def test_without_openskill_only_the_ratings_are_missing(monkeypatch, tmp_path, capsys):
@@ -202,12 +194,10 @@ def test_without_openskill_only_the_ratings_are_missing(monkeypatch, tmp_path, c
     monkeypatch.setitem(sys.modules, "openskill.models", None)
     page = tmp_path / "league.html"
     assert main(["--league", "weak", "random", "--games", "4", "--page", str(page)]) == 0
-    text = capsys.readouterr().out
-    matrix, ratings, worst, _ = text.strip().split("\n\n")
-    assert "pip install openskill" in ratings and "\n" not in ratings
-    assert "weak" in matrix and "weak" in worst
+    matrix, table, text, _ = capsys.readouterr().out.strip().split("\n\n")
+    assert "weak" in matrix and "weak" in table and "pip install openskill" in text
     text = page.read_text()
-    assert "pip install openskill" in text and text.count("<tr>") == 3
+    assert "pip install openskill" in text and text.count("<tr>") == 6
 
 
 @pytest.mark.parametrize(
@@ -218,8 +208,8 @@ def test_without_openskill_only_the_ratings_are_missing(monkeypatch, tmp_path, c
         (["weak", "nobody"], "nobody"),
         (["weak", "gone.safetensors"], "gone.safetensors"),
         (["weak", "{pendulum}"], "pendulum"),
-        (["weak", "strong", "weak"], "'weak' twice"),
-        (["{saved}/a", "{saved}/b/../a/best.safetensors"], "best.safetensors' twice"),
+        (["weak", "weak"], "two players"),
+        (["{saved}/a", "{saved}/b/../a/best.safetensors"], "two players"),
         (["weak", "strong", "--games", "0"], "--games"),
         (["weak", "strong", "--games", "2"], "multiple of 4"),
         (["weak", "strong", "--games", "-4"], "--games"),

@@ -13,7 +13,7 @@ from torch.distributions import (
     kl_divergence,
 )
 
-from networks import Actor, LatentHead, RecurrentModel, ScalarHead, mlp
+from networks import RSSM, Actor, LatentHead, RecurrentModel, ScalarHead, mlp
 from utils import symexp
 
 LATENTS = pytest.mark.parametrize("latent", ["categorical", "gaussian"])
@@ -81,7 +81,7 @@ def test_categorical_samples_are_one_hot_and_as_frequent_as_probable(small_confi
     probabilities = values[0]
     error = (probabilities * (1 - probabilities) / 20000).sqrt()
     assert ((samples.mean(0) - probabilities).abs() <= 5 * error + 1e-4).all()
-    mode = head.sample(values, deterministic=True).unflatten(-1, (4, 4))
+    mode = head.sample(values, mode=True).unflatten(-1, (4, 4))
     assert torch.equal(mode.argmax(-1), values.argmax(-1))
 
 
@@ -92,7 +92,7 @@ def test_gaussian_samples_have_mean_and_std(small_config):
     mean, std = values[0]
     assert ((samples.mean(0) - mean).abs() <= 5 * std / 20000**0.5).all()
     assert torch.allclose(samples.std(0), std, rtol=0.05)
-    assert torch.equal(head.sample(values, deterministic=True)[0], mean)
+    assert torch.equal(head.sample(values, mode=True)[0], mean)
 
 
 def test_the_straight_through_gradient_is_that_of_the_probabilities(small_config):
@@ -157,18 +157,16 @@ def test_normal_mean_and_loss_are_those_of_torch(small_config):
     assert torch.allclose(head.loss(output, target), expected)
 
 
-@pytest.mark.parametrize("bounds", [(0.1, 1.0), (0.5, 0.5), (0.01, 2.0)])
-def test_the_actor_keeps_its_bounds(small_config, bounds):
-    config = small_config(dreamer__std_min=bounds[0], dreamer__std_max=bounds[1])
-    actor = Actor(8, 3, config.dreamer)
+def test_the_actor_keeps_its_bounds(small_config):
+    actor = Actor(8, 3, small_config().dreamer)
     with torch.no_grad():
         for parameter in actor.parameters():
             parameter.mul_(50)
     policy = actor(10 * torch.randn(500, 8))
     assert policy.mean.shape == (500, 3)
-    assert policy.stddev.min() >= bounds[0] - 1e-6 and policy.stddev.max() <= bounds[1] + 1e-6
-    if bounds[0] < bounds[1]:
-        assert policy.stddev.std() > 0.05
+    assert policy.stddev.min() >= Actor.STD_MIN - 1e-6
+    assert policy.stddev.max() <= Actor.STD_MAX + 1e-6
+    assert policy.stddev.std() > 0.05
 
 
 def test_the_actors_entropy_is_that_of_the_squashed_actions(small_config):
@@ -219,3 +217,107 @@ def test_the_recurrent_state_stays_bounded_and_remembers(small_config):
     following = recurrent(h, 100 * torch.randn(7, 5))
     assert following.abs().max() <= 1
     assert not torch.allclose(recurrent(h, torch.zeros(7, 5)), recurrent(-h, torch.zeros(7, 5)))
+
+
+@LATENTS
+def test_samples_may_meet_the_same_noise(small_config, latent):
+    head = latent_head(small_config, latent)
+    rows = statistics(head, 5).expand(6, -1, -1, -1)
+    alike, free = head.sample(rows, head.noise(5)), head.sample(rows)
+    assert torch.equal(alike, alike[:1].expand_as(alike))
+    assert not torch.equal(free, free[:1].expand_as(free))
+
+
+# ---------------------------------------------------------------------------- the RSSM's step
+
+CARRIED = pytest.mark.parametrize("observation_in_state", [True, False])
+
+
+@pytest.fixture
+def make_rssm(small_config):
+    """make_rssm(latent=..., ...): an RSSM with loud weights, for 6 -> 2 numbers."""
+
+    def make(**settings):
+        config = small_config(**{f"dreamer__{key}": value for key, value in settings.items()})
+        rssm = RSSM(6, 2, config.dreamer)
+        for parameter in rssm.parameters():
+            parameter.data += 0.3 * torch.randn_like(parameter)
+        return rssm
+
+    return make
+
+
+def random_step(rssm, count=5):
+    """A state, an action and the embedding of an observation."""
+    state = tuple(torch.randn(count, size) for size in rssm.sizes)
+    embedding = torch.randn(count, 32), torch.randn(count, rssm.carried)
+    return state, torch.rand(count, 2) * 2 - 1, embedding
+
+
+@LATENTS
+@CARRIED
+def test_a_step_with_an_embedding_draws_from_the_posterior(make_rssm, latent, observation_in_state):
+    rssm = make_rssm(latent=latent, observation_in_state=observation_in_state)
+    (h, z, o), action, (evidence, seen) = random_step(rssm)
+    noise = rssm.prior.noise(5)
+    found, statistics = rssm.step((h, z, o), action, (evidence, seen), noise=noise)
+    following = rssm.recurrent(h, torch.cat([z, action, o], -1))
+    assert torch.equal(statistics, rssm.posterior(following, evidence))
+    expected = (following, rssm.posterior.sample(statistics, noise), seen)
+    assert all(map(torch.equal, found, expected))
+    assert seen.shape[-1] == (6 if observation_in_state else 0)
+    assert not torch.equal(statistics, rssm.step((h, z, o), action, (-evidence, seen))[1])
+
+
+@LATENTS
+@CARRIED
+def test_a_step_without_an_embedding_draws_from_the_prior(make_rssm, latent, observation_in_state):
+    rssm = make_rssm(latent=latent, observation_in_state=observation_in_state)
+    (h, z, o), action, _ = random_step(rssm)
+    noise = rssm.prior.noise(5)
+    found, statistics = rssm.step((h, z, o), action, noise=noise)
+    following = rssm.recurrent(h, torch.cat([z, action, o], -1))
+    latent = rssm.prior.sample(statistics, noise)
+    assert torch.equal(statistics, rssm.prior(following))
+    assert torch.equal(found[0], following) and torch.equal(found[1], latent)
+    if observation_in_state:  # what is imagined to be seen: the change that is decoded
+        decoded = rssm.decoder(torch.cat([following, latent, o], -1))
+        assert torch.equal(found[2], o + decoded)
+        assert torch.equal(found[2], rssm.decode(following, latent, o))
+    else:
+        assert found[2].shape == (5, 0)
+        decoded = rssm.decoder(torch.cat([following, latent], -1))
+        assert torch.equal(rssm.decode(following, latent, o), decoded)
+    mode, _ = rssm.step((h, z, o), action, mode=True)
+    assert torch.equal(mode[1], rssm.prior.sample(statistics, mode=True))
+
+
+@CARRIED
+@pytest.mark.parametrize("is_seen", [True, False])
+def test_a_first_row_zeroes_state_and_action(make_rssm, observation_in_state, is_seen):
+    rssm = make_rssm(observation_in_state=observation_in_state)
+    state, action, embedding = random_step(rssm)
+    embedding = embedding if is_seen else None
+    is_first = torch.tensor([1.0, 0, 1, 0, 0])[:, None]
+
+    def step(state, action, is_first=None):
+        following, statistics = rssm.step(state, action, embedding, is_first, mode=True)
+        return torch.cat([*following, statistics.flatten(1)], -1)
+
+    fresh = step(rssm.initial(5), torch.zeros(5, 2))
+    usual = step(state, action)
+    mixed = step(state, action, is_first)
+    assert torch.allclose(mixed, torch.where(is_first > 0, fresh, usual), atol=1e-6)
+    assert not torch.allclose(fresh, usual, atol=1e-2)
+    assert torch.equal(step(state, action, torch.zeros(5, 1)), usual)
+    assert [part.shape for part in rssm.initial(3)] == [(3, size) for size in rssm.sizes]
+
+
+@LATENTS
+def test_the_gradient_of_a_step_reaches_state_and_action(make_rssm, latent):
+    rssm = make_rssm(latent=latent)
+    state, action, _ = random_step(rssm)
+    inputs = [part.requires_grad_() for part in (*state, action)]
+    following, _ = rssm.step(state, action)
+    gradients = torch.autograd.grad(rssm.features(following).square().sum(), inputs)
+    assert all(gradient.abs().max() > 1e-4 for gradient in gradients)

@@ -1,12 +1,25 @@
 """Who stands on the other side: names, frame skip and memory of agents, shares of the pool."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from conftest import make_config
 
+import checkpoint
 from dreamer import Dreamer
 from hockey_env import BasicOpponent
-from opponents import IN_A_ROW, AgentOpponent, OpponentPool, load
+from opponents import (
+    IN_A_ROW,
+    AgentOpponent,
+    OpponentPool,
+    called,
+    find_agent,
+    find_player,
+    load,
+)
 from utils import UserError
 
 
@@ -14,11 +27,11 @@ def make_agent(**overrides):
     return Dreamer(make_config(**overrides), 18, 4)
 
 
-def make_pool(games=4, seed=0, **opponents):
+def make_pool(games=4, **opponents):
     """A pool whose shares are zero but for those given."""
-    shares = dict.fromkeys(("weak", "strong", "random", "snapshots", "files_share"), 0.0)
+    shares = dict.fromkeys(("weak", "strong", "snapshots", "files_share"), 0.0)
     overrides = {f"opponents__{key}": value for key, value in (shares | opponents).items()}
-    return OpponentPool(make_config(**overrides).opponents, games, seed)
+    return OpponentPool(make_config(**overrides).opponents, games)
 
 
 def observations(count, seed=0):
@@ -165,7 +178,8 @@ def test_snapshots_play_with_chance_and_files_do_not(saved):
 
 
 def test_shares_are_realised():
-    shares = shares_of(make_pool(weak=0.2, strong=0.5, random=0.3))
+    pool = make_pool(weak=0.2, strong=0.5, files="[random]", files_share=0.3)
+    shares = shares_of(pool)
     assert close(shares["weak"], 0.2) and close(shares["strong"], 0.5)
     assert close(shares["random"], 0.3)
     unnormalised = shares_of(make_pool(weak=0.1, strong=0.3))
@@ -196,6 +210,12 @@ def test_pools_without_anybody_are_refused():
         make_pool(files_share=0.5, weak=0.5)
     with pytest.raises(UserError, match="gone.safetensors"):
         make_pool(weak=0.5, files="[gone.safetensors]")
+
+
+def test_a_bot_named_among_the_files_is_that_bot():
+    pool = make_pool(files="[random,weak]", files_share=0.6, weak=0.4)
+    shares = shares_of(pool)
+    assert close(shares["random"], 0.3) and close(shares["weak"], 0.7)
 
 
 def test_pfsp_prefers_equals_and_uniform_does_not(saved):
@@ -251,42 +271,94 @@ def test_an_evaluation_asks_for_both_bots_and_three_former_selves(saved):
     paths = [str(saved(f"snapshot_{number:07d}")) for number in range(10, 60, 10)]
     for path in paths[:2]:
         pool.add_snapshot(path)
-    assert names() == bots and pool.ages(60) == {}
+    assert names() == bots and pool.metrics(60) == {}
     for path in paths[2:]:
         pool.add_snapshot(path)
     steps = {"oldest": 20, "middle": 40, "newest": 50}
     assert names() == bots | {name: f"snapshot_{step:07d}" for name, step in steps.items()}
-    assert pool.ages(60) == {"pool/oldest": 40, "pool/middle": 20, "pool/newest": 10}
+    assert pool.metrics(60) == {"pool/oldest": 40, "pool/middle": 20, "pool/newest": 10}
 
 
 def test_the_mix_adds_up_to_one():
     pool = make_pool(weak=1.0)
-    assert sum(pool.mix().values()) == 0
+    assert pool.metrics(0) == {}
     for name, number in (("weak", 5), ("snapshot_1", 2), ("snapshot_2", 1), ("strong", 2)):
         for _ in range(number):
             pool.record(name, 1)
     expected = {"weak": 0.5, "strong": 0.2, "snapshots": 0.3}
-    assert pool.mix() == pytest.approx({f"opponents/{k}": v for k, v in expected.items()})
+    assert pool.metrics(9) == pytest.approx({f"opponents/{k}": v for k, v in expected.items()})
 
 
 def test_a_restored_pool_goes_on_in_the_same_way(saved):
-    shares = {"weak": 0.2, "strong": 0.2, "random": 0.2, "snapshots": 0.4}
-    pool, other = make_pool(**shares), make_pool(seed=8, **shares)
+    shares = {"weak": 0.2, "strong": 0.2, "files": "[random]", "files_share": 0.2}
+    pool, other = (make_pool(**shares, snapshots=0.4) for _ in range(2))
     for number in range(3):
         pool.add_snapshot(saved(f"snapshot_{number}"))
         pool.record(f"snapshot_{number}", 1)
     pool.choose()
-    other.restore_state(pool.state())
-    names = [[one.choose().name for _ in range(1000)] for one in (pool, other)]
-    assert names[0] == names[1] and len(set(names[0])) == 6
-    assert pool.mix() == other.mix()
+    other.restore(json.loads(json.dumps(pool.state())))
+    assert pool.metrics(7) == other.metrics(7)
+    names = []
+    for seed, one in ((4, pool), (4, other), (5, pool)):
+        one.start(seed)
+        names.append([one.choose().name for _ in range(1000)])
+    assert names[0] == names[1] != names[2] and len(set(names[0])) == 6
 
 
-def test_a_pool_saved_before_there_were_turns_is_restored(saved):
-    pool = make_pool(snapshots=1.0)
+def test_a_start_makes_all_opponents_anew(saved):
+    pool = make_pool(files=f"[random,{saved('file')}]", files_share=0.4, weak=0.3, strong=0.3)
     pool.add_snapshot(saved("snapshot_1"))
-    state = pool.state()
-    del state["turn"]
-    other = make_pool(snapshots=1.0)
-    other.restore_state(state)
-    assert other.choose().name == "snapshot_1"
+    names, played = ["weak", "strong", "random", "file", "snapshot_1"], []
+    for seed in (4, 4, 5):
+        pool.start(seed)
+        torch.manual_seed(seed)
+        everybody = [*pool.fixed.values(), *pool.snapshots.values()]
+        assert [one.name for one in everybody] == names
+        played.append([[one.act(observations(4, n)) for n in range(5)] for one in everybody])
+    for name, first, again, other in zip(names, *played, strict=True):
+        assert np.array_equal(first, again), name
+        assert np.array_equal(first, other) == (name == "file"), name
+
+
+def test_deleted_snapshots_are_written_again(saved, tmp_path):
+    path = tmp_path / "snapshot_1.safetensors"
+    path.write_bytes(saved("mine").read_bytes())
+    pool = make_pool(snapshots=1.0)
+    pool.add_snapshot(path)
+    tensors, metadata = checkpoint.load(path)
+    path.unlink()
+    pool.state()
+    again, found = checkpoint.load(path)
+    assert found == metadata and checkpoint.checksum(again, {}) == checkpoint.checksum(tensors, {})
+
+
+# ---------------------------------------------------------------------------- finding players
+
+
+def test_find_agent(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("run/latest", "run/best", "checkpoints/champion", "checkpoints/run/best"):
+        path = tmp_path / f"{name}.safetensors"
+        with pytest.raises(UserError, match="There is no"):
+            find_agent(path)
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.touch()
+        assert find_agent(path) == path
+        assert path.stem == "champion" or find_agent(path.parent) == path
+    assert find_agent("champion") == Path("checkpoints/champion.safetensors")
+    assert find_agent("run") == Path("run/best.safetensors")  # a path goes first
+    (tmp_path / "run").rename("elsewhere")
+    assert find_agent("run") == Path("checkpoints/run/best.safetensors")
+    with pytest.raises(UserError, match="'chmpion'.*checkpoints/ has champion, run"):
+        find_agent("chmpion")
+
+
+def test_players_are_bots_or_files(saved):
+    assert [find_player(bot) for bot in ("weak", "strong", "random")] == [
+        "weak",
+        "strong",
+        "random",
+    ]
+    assert find_player(saved("mine")) == saved("mine")
+    assert called("weak") == "weak" and called(saved("mine")) == "mine"
+    assert called(Path("checkpoints/run/best.safetensors")) == "run"

@@ -20,24 +20,22 @@ from torch.distributions import (
 
 from dreamer import Dreamer
 
-SETTINGS = {"bins": 21, "gradient_clip": 1e9, "critic_imagination": 0.3, "critic_replay": 0.7}
+SETTINGS = {"bins": 21, "free_nats": 0.1, "critic_imagination": 0.3, "critic_replay": 0.7}
 PARTS = ("world_model", "actor", "critic")
 
 
 def make_agent(config):
-    """An agent with weights that make every path count, and optimizers that leave them alone."""
+    """An agent with weights that make every path count, and an optimizer that leaves them alone."""
     agent = Dreamer(config, 18, 4)
-    for network in agent.networks.values():
-        for parameter in network.parameters():
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    for optimizer in agent.optimizers.values():
-        optimizer.step = lambda: None
+    for parameter in agent.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    agent.optimizer.step = lambda: None
     agent.return_scale.fill_(2.0)
     return agent
 
 
 def of_the_step(agent, batch):
-    """part -> (loss, gradients) as `train_step` computes them."""
+    """part -> (loss, gradients) as `update` computes them."""
     found, backward = {}, agent._backward
 
     def watch(part, loss):
@@ -46,12 +44,13 @@ def of_the_step(agent, batch):
         found[part] = (loss.detach(), gradients)
 
     agent._backward = watch
-    agent.train_step(batch)
+    with agent.update(batch):
+        pass
     return found
 
 
 def parameters(agent, part):
-    return agent.optimizers[part].param_groups[0]["params"]
+    return agent.parts[part]
 
 
 # ---------------------------------------------------------------------------- plainly
@@ -87,22 +86,22 @@ def plain_world_model(agent, batch):
     """The loss, and the states (h, z, o), each (B, T, .)."""
     settings, total, states = agent.settings, 0.0, []
     windows, rows = batch["reward"].shape
-    h, z, o, a = (torch.zeros(windows, size) for size in (32, 16, agent.carried, 4))
+    h, z, o, a = (torch.zeros(windows, size) for size in (32, 16, agent.rssm.carried, 4))
     for t in range(rows):
         first = batch["is_first"][:, t, None].bool()
         a = batch["action"][:, t]
         h, z, a, o = (torch.where(first, 0.0, part) for part in (h, z, a, o))
         before, target = o, agent.squash(batch["observation"][:, t])
-        h = agent.recurrent(h, torch.cat([z, a, before], -1))
-        posterior, z = latent(agent.posterior(h, agent.encoder(target)))
-        prior = Independent(OneHotCategorical(probs=agent.prior(h)), 1)
-        decoded = agent.decoder(torch.cat([h, z, before], -1))
-        o = target[:, : agent.carried]
+        h = agent.rssm.recurrent(h, torch.cat([z, a, before], -1))
+        posterior, z = latent(agent.rssm.posterior(h, agent.encoder(target)))
+        prior = Independent(OneHotCategorical(probs=agent.rssm.prior(h)), 1)
+        decoded = agent.rssm.decoder(torch.cat([h, z, before], -1))
+        o = target[:, : agent.rssm.carried]
         feature = torch.cat([h, z, o], -1)
-        mean = decoded + before if agent.carried else decoded
+        mean = decoded + before if agent.rssm.carried else decoded
         likelihood = Normal(mean, 1.0).log_prob(target) - Normal(0.0, 1.0).log_prob(torch.zeros(1))
         known = torch.ones(windows)
-        if agent.carried:
+        if agent.rssm.carried:
             known = (~first[:, 0]).float() * (t > 0)
         kl_dynamics = kl_divergence(detached(posterior), prior) * known
         kl_representation = kl_divergence(posterior, detached(prior)) * known
@@ -135,7 +134,7 @@ def plain_actor(agent, h, z, o, alive):
 
     def shrink(gradient):
         lengths = gradient.norm(dim=-1, keepdim=True)
-        limit = torch.quantile(lengths, settings.gradient_quantile)
+        limit = torch.quantile(lengths, 0.9)
         return torch.where(lengths > limit, gradient * limit / lengths, gradient)
 
     def imagine(h, z, o, turned=False):
@@ -149,10 +148,10 @@ def plain_actor(agent, h, z, o, alive):
             elif through_dynamics:
                 a.register_hook(shrink)
             chosen.append((policy, u))
-            h = agent.recurrent(h, torch.cat([z, a, o], -1))
-            _, z = latent(agent.prior(h), luck)
-            if agent.carried:
-                o = o + agent.decoder(torch.cat([h, z, o], -1))
+            h = agent.rssm.recurrent(h, torch.cat([z, a, o], -1))
+            _, z = latent(agent.rssm.prior(h), luck)
+            if agent.rssm.carried:
+                o = o + agent.rssm.decoder(torch.cat([h, z, o], -1))
             states.append(torch.cat([h, z, o], -1))
         return states, chosen
 
@@ -234,7 +233,7 @@ def plain_critic(agent, *sources):
 
 
 def plainly(agent, batch):
-    """part -> (loss, gradients), without `train_step`."""
+    """part -> (loss, gradients), without `update`."""
     losses = {}
     losses["world_model"], states = plain_world_model(agent, batch)
     starts = [part.flatten(0, 1) for part in states]

@@ -1,4 +1,4 @@
-"""Tests of the page of curves: complete, offline, small, and never half-written."""
+"""Tests of the pages of curves: complete, offline, small, honest about intervals, never torn."""
 
 import base64
 import gzip
@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from plots import AXES, extremes, focus, write_page
-from utils import wilson_interval
+from evaluate import main
+from extras.plots import AXES, extremes, focus, read_runs, write_comparison_page, write_page
+from utils import UserError, wilson_interval
 
 METRICS = (
     "world_model/loss world_model/kl_dynamics world_model/free_nats behavior/std train/wins "
@@ -20,8 +21,8 @@ METRICS = (
 ).split()
 
 
-def log(rows: int) -> pd.DataFrame:
-    """Make up a log of shares (0 to 1), of which evaluations are rare."""
+def log(rows):
+    """A made-up log of shares (0 to 1), of which evaluations are rare."""
     random = np.random.default_rng(0)
     frame = pd.DataFrame({axis: np.arange(rows) * 0.5 for axis in AXES})
     frame[METRICS] = random.uniform(size=(rows, len(METRICS)))
@@ -30,33 +31,66 @@ def log(rows: int) -> pd.DataFrame:
     return frame
 
 
-def page_of(frame: pd.DataFrame, folder) -> tuple[str, dict]:
-    """Write a page and return it with the curves packed into it."""
-    frame.to_csv(folder / "my run.csv", index=False)
-    write_page(folder / "my run.csv", folder / "plots" / "my run.html")
-    page = (folder / "plots" / "my run.html").read_text(encoding="utf-8")
+def read_page(path):
+    """A page and the data packed into it."""
+    page = path.read_text(encoding="utf-8")
     packed = re.search(r'id="data">([^<]*)<', page)[1]
 
     def refuse(constant):
         raise ValueError(f"{constant} is not JSON")
 
-    text = gzip.decompress(base64.b64decode(packed)).decode()
-    return page, json.loads(text, parse_constant=refuse)
+    return page, json.loads(gzip.decompress(base64.b64decode(packed)), parse_constant=refuse)
+
+
+def page_of(frame, folder):
+    """The page of a run with this log, and the data packed into it."""
+    frame.to_csv(folder / "my run.csv", index=False)
+    write_page(folder / "my run.csv", folder / "plots" / "my run.html")
+    return read_page(folder / "plots" / "my run.html")
+
+
+def lines_of(data):
+    """The name of a line -> the line, of all panels."""
+    panels = [panel for group in data["groups"].values() for panel in group]
+    return {line["name"]: line for panel in panels for line in panel["traces"]}
 
 
 def test_page_is_complete_offline_and_small(tmp_path):
     page, data = page_of(log(3000), tmp_path)
     assert "<title>my run</title>" in page
     assert not re.search(r"https?://|\ssrc=|<link|@import", page)
+    assert not re.search(r"\$[a-z]", page)  # nothing left to fill in
     assert len(page) < 5e6
-    shown = [column for panel in data["panels"] for column in panel["columns"].values()]
-    assert sorted(shown) == sorted(METRICS)
-    assert page.count('class="chart"') == len(data["panels"])
-    assert "evaluation/&lt;new&gt;/wins" in page and "<new>" not in page
-    for axis, label in AXES.items():
-        assert f'value="{axis}">{label}' in page and len(data["axes"][axis]) == 3000
-    assert max(len(trace["y"]) for panel in data["panels"] for trace in panel["traces"]) <= 2000
+    panels = [panel for group in data["groups"].values() for panel in group]
+    assert sorted(column for panel in panels for column in panel["columns"]) == sorted(METRICS)
+    assert list(data["axes"]) == list(AXES) and len(data["axes"]["minutes"]) == 3000
+    assert list(data["lines"]) == ["raw", "smoothed"]
+    assert max(len(line["y"]) for line in lines_of(data).values()) <= 1000
     assert [path.name for path in (tmp_path / "plots").iterdir()] == ["my run.html"]
+
+
+def test_what_belongs_together_is_drawn_together(tmp_path):
+    data = page_of(log(120), tmp_path)[1]
+    titles = {name: [panel["title"] for panel in group] for name, group in data["groups"].items()}
+    assert list(titles)[:4] == ["evaluation", "train", "world model", "behavior"]
+    assert titles["evaluation"] == ["against weak", "<new>/wins", "seconds"]
+    assert titles["world model"] == ["loss", "KL"] and titles["other"] == ["lonely"]
+    assert titles["opponents"] == ["share of games"]
+
+
+def test_an_evaluation_shows_its_interval(tmp_path):
+    frame = log(120)
+    frame["evaluation/weak/games"] *= 100
+    page, data = page_of(frame, tmp_path)
+    panel = data["groups"]["evaluation"][0]
+    wins, games = frame.iloc[99][["evaluation/weak/wins", "evaluation/weak/games"]]
+    low, high = wilson_interval(wins, games)
+    assert panel["note"] == f"wins {wins:.1%} ({low:.1%} to {high:.1%}, {games:.0f} games)"
+    assert f"against weak <b>wins {wins:.1%}</b>" in page
+    lower, upper, line = panel["traces"][:3]
+    assert line["name"] == "wins" and line["rows"] == lower["rows"] == [49, 99]
+    ends = [lower["y"][1], line["y"][1], upper["y"][1]]
+    assert ends == pytest.approx([low, wins, high], abs=1e-4)
 
 
 def test_page_replaces_the_old_one(tmp_path):
@@ -77,10 +111,9 @@ def test_holes_and_infinities_leave_the_rest_standing(tmp_path):
     frame.loc[5:20, "behavior/std"] = np.nan
     frame.loc[7, "world_model/loss"] = np.inf
     frame["lonely"] = np.nan
-    _, data = page_of(frame, tmp_path)
-    traces = {trace["name"]: trace for panel in data["panels"] for trace in panel["traces"]}
-    assert len(traces["std (raw)"]["y"]) == 104 and len(traces["loss (raw)"]["y"]) == 119
-    assert traces["lonely (raw)"]["y"] == [] and traces["draws"]["rows"] == [49, 99]
+    lines = lines_of(page_of(frame, tmp_path)[1])
+    assert len(lines["std (raw)"]["y"]) == 104 and len(lines["loss (raw)"]["y"]) == 119
+    assert lines["lonely (raw)"]["y"] == [] and lines["draws"]["rows"] == [49, 99]
 
 
 def test_last_row_may_be_half_written(tmp_path):
@@ -93,7 +126,8 @@ def test_thinning_keeps_spikes():
     values = pd.Series(np.zeros(100_001))
     values[70_007] = 9.0
     thin = extremes(values)
-    assert len(thin) <= 2000 and thin[70_007] == 9.0
+    assert len(thin) <= 1000 and thin[70_007] == 9.0
+    assert extremes(values[:400]).equals(values[:400])
 
 
 def test_focus_hides_old_outliers_but_not_a_fresh_blow_up():
@@ -102,6 +136,96 @@ def test_focus_hides_old_outliers_but_not_a_fresh_blow_up():
     assert focus(data[::-1]) == {}
 
 
-def test_wilson_interval():
-    assert wilson_interval(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    assert wilson_interval(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+# ---------------------------------------------------------------------------- several runs
+
+
+def write_run(path, wins, games=200, steps=(1000, 2000, 3000)):
+    """Writes the CSV of a run with these wins against the weak bot."""
+    frame = pd.DataFrame({"gradient_steps": steps, "environment_steps": steps, "minutes": steps})
+    frame["evaluation/weak/wins"], frame["evaluation/weak/games"] = wins, games
+    path.parent.mkdir(exist_ok=True)
+    frame.to_csv(path, index=False)
+    return path
+
+
+def compare(paths, folder, *more):
+    """The page of several runs, the data packed into it, and its only panel's lines."""
+    write_comparison_page(read_runs(paths), folder / "all.html", *more)
+    page, data = read_page(folder / "all.html")
+    (panel,) = data["groups"]["evaluation"]
+    return page, data, panel["traces"]
+
+
+@pytest.fixture
+def seeds(tmp_path):
+    """Three runs that differ by seed."""
+    wins = enumerate((0.8, 0.9, 1.0))
+    return [write_run(tmp_path / f"a_seed{seed}.csv", [0.1, 0.5, last]) for seed, last in wins]
+
+
+def test_seeds_are_drawn_with_their_mean(seeds, tmp_path):
+    other, table = write_run(tmp_path / "b.csv", [0, 0.25, 1], games=100), [["<run>"], ["a\nb"]]
+    page, data, lines = compare([*seeds, other], tmp_path, "Skill", table)
+    assert "<title>Skill</title>" in page and "&lt;run&gt;" in page and "<td>a\nb</td>" in page
+    assert "<b>100</b> to <b>200</b> games" in page
+    assert list(data["axes"])[0] == "minutes" and data["lines"]["raw"] == "each seed"
+    kinds = {line["name"]: line["kind"] for line in lines if line["name"]}
+    each = dict.fromkeys(("a, seed 0", "a, seed 1", "a, seed 2"), "raw")
+    assert kinds == each | {"b": "fixed", "a, mean of 3 seeds": "smoothed"}
+    color = {line["name"]: line["line"]["color"] for line in lines}
+    assert color["a, seed 0"] == color["a, mean of 3 seeds"] != color["b"]
+
+
+def test_a_means_interval_is_students_but_never_narrower_than_the_games(seeds, tmp_path):
+    lower, upper, mean = compare(seeds, tmp_path)[2][-3:]
+    assert mean["y"] == pytest.approx([0.1, 0.5, 0.9])
+    assert lower["y"][2] == pytest.approx(0.9 - 4.30 * 0.1 / 3**0.5, abs=1e-4)  # +-10% over 3 seeds
+    assert upper["y"][2] == 1
+    for row, wins in ((0, 0.1), (1, 0.5)):  # where all seeds agree
+        ends = lower["y"][row], upper["y"][row]
+        assert ends == pytest.approx(wilson_interval(wins, 600), abs=1e-4)
+
+
+def test_a_mean_ends_where_the_first_of_its_runs_does(tmp_path):
+    paths = [write_run(tmp_path / "a_seed0.csv", [0.2, 0.4, 0.6])]
+    paths.append(write_run(tmp_path / "a_seed1.csv", [0.2, 0.2], steps=(1500, 2500)))
+    _, data, lines = compare(paths, tmp_path)
+    steps = [data["axes"]["gradient_steps"][row] for row in lines[-1]["rows"]]
+    assert steps == [1500, 2000, 2500] and lines[-1]["y"] == pytest.approx([0.25, 0.3, 0.35])
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    paths = [write_run(tmp_path / folder / "a_seed1.csv", 0.5) for folder in "xy"]
+    labels = [f"{tmp_path}/{folder}/a" for folder in "xy"]
+    assert [run[:2] for run in read_runs([*paths, paths[0]])] == [(label, 1) for label in labels]
+
+
+def test_90_percent_are_not_a_little_less(tmp_path):
+    logged = float(np.float32(0.9)) - 1e-7
+    ((_, _, evaluations),) = read_runs([write_run(tmp_path / "a.csv", logged)])
+    assert (evaluations["evaluation/weak/wins"] >= 0.9).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "There is no file"),
+        ("gradient_steps,environment_steps,minutes\n1,2,3\n", "holds no evaluations"),
+        ('a,b\n"', "can't be read as a CSV"),
+        ("", "holds no evaluations"),
+    ],
+)
+def test_a_file_without_evaluations_is_answered_in_one_sentence(text, message, tmp_path):
+    if text is not None:
+        (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        read_runs([tmp_path / "a.csv"])
+    assert "\n" not in str(error.value)
+
+
+def test_the_command_line_compares(seeds, tmp_path, capsys):
+    page = tmp_path / "new" / "page.html"
+    assert main(["--compare", *map(str, seeds), "--page", str(page)]) == 0
+    assert str(page) in capsys.readouterr().out and page.exists()
+    assert main(["--compare", "none.csv"]) == 2
+    assert capsys.readouterr().err == "evaluate.py: There is no file none.csv.\n"

@@ -1,111 +1,25 @@
-"""Runs that are stopped, killed or damaged: what comes after is what would have come anyway."""
+"""Runs that are stopped or killed: what comes after is what would have come anyway.
 
-import copy
-import csv
+Here the process "dies" of an exception, at one of its events; test_survival.py kills real ones.
+"""
+
+import importlib.util
+import itertools
+import shutil
 from pathlib import Path
 
 import pytest
-import torch
+from tiny import PREVIOUS, STATE, outcome, run, tiny_config
 
-import hockey_env
+import checkpoint
 import main
-from utils import load_config, load_sealed, save_sealed
+from dreamer import Dreamer
+from machine import Stop
 
-TINY = {
-    "run": "tiny",
-    "device": "cpu",
-    "threads": 1,
-    "gradient_steps": 30,
-    "log_every": 3,
-    "evaluate_every": 11,
-    "evaluation_games": 4,
-    "save_every": 7,
-    "environments": 4,
-    "warmup_rows": 200,
-    "train_ratio": 3,
-    "replay.rows": 600,
-    "replay.batch_size": 4,
-    "replay.batch_length": 4,
-    "dreamer.hidden_size": 16,
-    "dreamer.hidden_layers": 1,
-    "dreamer.recurrent_size": 16,
-    "dreamer.latent_groups": 4,
-    "dreamer.latent_classes": 4,
-    "dreamer.bins": 15,
-    "dreamer.horizon": 3,
-    "dreamer.world_model_head_start": 2,
-    "dreamer.precision": "float32",
-    "hockey.frame_skip": 16,  # a game takes 16 decisions
-    "hockey.both_views": True,
-    "hockey.modes.normal": 0.5,
-    "hockey.modes.shooting": 0.5,
-    "opponents.weak": 0.2,
-    "opponents.strong": 0.2,
-    "opponents.random": 0.2,
-    "opponents.snapshots": 0.4,
-    "opponents.snapshot_every": 4,
-    "opponents.snapshots_kept": 1,
-}
-STATE = Path("checkpoints/tiny/state.pt")
-TABLE = Path("metrics/tiny.csv")
-
-
-def arguments(**overrides):
-    """The key=value arguments of a tiny run."""
-    overrides = {key.replace("__", "."): value for key, value in overrides.items()}
-    return [f"{key}={value}" for key, value in (TINY | overrides).items()]
-
-
-def numbers(path=TABLE):
-    """The CSV as text, without the columns that tell the time."""
-    with open(path) as file:
-        rows = list(csv.reader(file))
-    timed = ("minutes", "time/", "speed/")
-    kept = [i for i, name in enumerate(rows[0]) if not name.startswith(timed)]
-    return [[row[i] for i in kept] for row in rows]
-
-
-def run(stop_after=None, crash_after=None, **overrides):
-    """A run in this folder, asked to stop, or crashing, after so many of its actions."""
-    training = main.Training(load_config("hockey.yml", arguments(**overrides)))
-    count = 0
-
-    def counted(action):
-        def act():
-            nonlocal count
-            action()
-            count += 1
-            if count == crash_after:
-                raise KeyboardInterrupt
-            training.should_stop |= count == stop_after
-
-        return act
-
-    for name in ("collect", "train", "log"):
-        setattr(training, name, counted(getattr(training, name)))
-    training.should_stop = stop_after == 0
-    try:
-        training.run()
-    except KeyboardInterrupt:
-        training.bar.close()
-    return count
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    """(numbers, actions, replay's rows) of a run that nothing stopped."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("uninterrupted"))
-        actions = run()
-        return numbers(), actions, load_sealed(STATE)["replay"]["rows"]
-
-
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-# ---------------------------------------------------------------------------- exact resume
+pytestmark = pytest.mark.filterwarnings("ignore:.*precision lowered")
+PENDULUM = {"config": "pendulum.yml", "run": "tiny", "environments": 3}
+HAS_LAB = importlib.util.find_spec("hockey") is not None
+LAB = {"hockey__game": "hockey-env", "opponents__files_share": 0}
 
 
 def slow(*values):
@@ -113,97 +27,232 @@ def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """uninterrupted(**overrides): (outcome, number of events) of a run that nothing stopped."""
+    known = {}
+
+    def find(**overrides):
+        key = tuple(overrides.items())
+        if key not in known:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(tmp_path_factory.mktemp("uninterrupted"))
+                events = run(**overrides)
+                known[key] = outcome(), events
+        return known[key]
+
+    return find
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+# ---------------------------------------------------------------------------- killed
+
+
 @pytest.mark.parametrize(
-    ("how", "share"),
-    [
-        ("stop_after", 0.05),
-        ("stop_after", 0.57),
-        ("crash_after", 0.8),
-        *(slow("stop_after", share) for share in (0.1, 0.3, 0.9, 0.99)),
-        *(slow("crash_after", share) for share in (0.05, 0.3, 0.57)),
-    ],
+    "share", [0.57, 0.93, *map(slow, (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.7, 0.8, 0.99))]
 )
-def test_a_resumed_run_is_the_uninterrupted_one(uninterrupted, how, share):
-    expected, actions, rows = uninterrupted
-    run(**{how: int(share * actions)})
+def test_a_resumed_run_is_the_run_that_nothing_stopped(uninterrupted, share):
+    expected, events = uninterrupted()
+    assert run(crash_after=int(share * events)) == int(share * events)
     run(resume="true")
-    assert numbers() == expected
-    assert torch.equal(load_sealed(STATE)["replay"]["rows"], rows)
+    assert outcome() == expected
+
+
+@pytest.mark.parametrize("share", [0.6, slow(0.3), slow(0.9)])
+def test_so_it_is_in_any_gymnasium_environment(uninterrupted, share):
+    expected, events = uninterrupted(**PENDULUM)
+    run(**PENDULUM, crash_after=int(share * events))
+    run(**PENDULUM, resume="true")
+    assert outcome() == expected
+
+
+@pytest.mark.skipif(not HAS_LAB, reason="the lab's package is not installed")
+@pytest.mark.parametrize("share", [0.6, slow(0.3), slow(0.9)])
+def test_so_it_is_in_the_labs_game(uninterrupted, share):
+    expected, events = uninterrupted(**LAB)
+    run(**LAB, crash_after=int(share * events))
+    run(**LAB, resume="true")
+    assert outcome() == expected
 
 
 @pytest.mark.slow
-def test_a_run_stopped_again_and_again_is_the_uninterrupted_one(uninterrupted):
+def test_a_run_killed_again_and_again_is_the_run_that_nothing_stopped(uninterrupted):
+    for crash in range(20, 50, 3):
+        run(crash_after=crash, resume="true")
+    run(resume="true")
+    assert outcome() == uninterrupted()[0]
+
+
+@pytest.mark.slow
+def test_a_run_may_die_at_any_event_of_a_checkpoint(uninterrupted):
+    """Between the state, the one before, the latest agent, the page: nothing is lost or stale."""
+    expected, events = uninterrupted()
+    wrong = []
+    for number in itertools.chain(range(1, 8), range(events - 20, events + 1)):
+        shutil.rmtree("checkpoints", ignore_errors=True)
+        run(crash_after=number, overwrite="true")
+        run(resume="true")
+        wrong += [number] if outcome() != expected else []
+    assert not wrong, events
+
+
+def test_a_run_that_dies_before_its_latest_agent_is_written(uninterrupted, monkeypatch):
+    expected, _ = uninterrupted()
+    real = main.Training.save_agent
+
+    def save_agent(training, name):
+        if name == "latest" and training.agent.gradient_steps == training.config.gradient_steps:
+            raise KeyboardInterrupt
+        return real(training, name)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(main.Training, "save_agent", save_agent)
+        run()
+    run(resume="true")
+    assert outcome() == expected
+
+
+# ---------------------------------------------------------------------------- stopped
+
+
+@pytest.mark.parametrize("share", [0.57, *map(slow, (0.0, 0.05, 0.3, 0.9))])
+def test_a_stop_is_a_checkpoint_of_its_own(uninterrupted, tmp_path, monkeypatch, share):
+    """Two runs stopped at the same point are equal, and neither loses anything."""
+    events, outcomes = uninterrupted()[1], []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        run(stop_after=int(share * events))
+        _, metadata = checkpoint.load(STATE)
+        environment_steps, gradient_steps = metadata["steps"]
+        assert Dreamer.load(STATE.with_name("latest.safetensors")).gradient_steps == gradient_steps
+        assert share == 0 or environment_steps > 0
+        assert gradient_steps == 0 or metadata["rows"][-1]["gradient_steps"] == gradient_steps
+        stopped = outcome()
+        if name == "two":  # after the stop, dying changes nothing
+            run(resume="true", crash_after=5)
+        run(resume="true")
+        outcomes.append((stopped, outcome()))
+    assert outcomes[0] == outcomes[1]
+    csv = outcomes[0][1]["csv"]
+    assert csv[: len(stopped["csv"])] == stopped["csv"] or len(csv[0]) > len(stopped["csv"][0])
+    evaluated = [row[0] for row in csv[1:] if row[csv[0].index("evaluation/strong/games")]]
+    assert evaluated == ["6", "12"] and outcomes[0][1]["steps"][1] == 12
+
+
+@pytest.mark.slow
+def test_a_run_stopped_again_and_again_arrives():
     for _ in range(40):
-        run(stop_after=7, resume="true")
+        run(stop_after=9, resume="true")
     run(resume="true")
-    assert numbers() == uninterrupted[0]
+    assert outcome()["steps"][1] == 12
 
 
-def test_an_evaluation_that_was_broken_off_is_done_after_the_resume(uninterrupted, monkeypatch):
-    training = main.Training(load_config("hockey.yml", arguments()))
-    real = training.judge
+@pytest.mark.parametrize(("step", "steps"), [slow(6, ["7", "12"]), (12, ["6", "12"])])
+def test_an_evaluation_that_was_broken_off_is_done_after_the_resume(monkeypatch, step, steps):
+    real = main.Training.evaluate
 
-    def judge(agent):
-        training.should_stop = True  # the signal comes now
-        return real(agent)
+    def evaluate(training, stop):
+        stop.requested = training.agent.gradient_steps == step  # the signal comes now
+        return real(training, stop)
 
-    training.judge = judge
-    training.run()
-    assert load_sealed(STATE)["due"] == ["evaluate"]
+    with monkeypatch.context() as patch:
+        patch.setattr(main.Training, "evaluate", evaluate)
+        assert not main.main(tiny_config(), Stop())
+    state = checkpoint.load(STATE)[1]
+    assert state["steps"][1] == step and state["evaluated"] < step
+    assert main.main(tiny_config(resume="true"), Stop())
+    resumed, csv = outcome(), outcome()["csv"]
+    evaluated = [row[0] for row in csv[1:] if row[csv[0].index("evaluation/strong/games")]]
+    assert evaluated == steps and resumed["evaluated"] == 12 and resumed["best"] >= 0
+    assert str(Dreamer.load(STATE.with_name("best.safetensors")).gradient_steps) in steps
+    assert main.main(tiny_config(resume="true"), Stop())  # there is nothing left to do
+    assert outcome() == resumed
+
+
+# ---------------------------------------------------------------------------- forgetting
+
+
+@pytest.fixture(scope="module")
+def half(uninterrupted, tmp_path_factory):
+    """(folder, metadata and tensors at the start) of a run that died after its half."""
+    folder = tmp_path_factory.mktemp("half")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run(stop_after=0)
+        start = checkpoint.load(STATE)
+        shutil.rmtree("checkpoints")
+        shutil.rmtree("metrics", ignore_errors=True)
+        shutil.rmtree("plots", ignore_errors=True)
+        run(crash_after=int(0.8 * uninterrupted()[1]))
+    return folder, *start
+
+
+def equal(left, right):
+    return right is not None and left.shape == right.shape and bool((left == right).all())
+
+
+def forgotten(half, part):
+    """Replaces a part of the state by what it was at the start; returns the changed state."""
+    _, first, first_metadata = half
+    tensors, metadata = checkpoint.load(STATE)
+    chosen = [name for name in tensors if name.startswith(part)]
+    assert chosen or part in metadata or part in metadata["pool"] or part == "nothing"
+    assert not chosen or any(not equal(tensors[name], first.get(name)) for name in chosen)
+    for name in chosen:
+        del tensors[name]
+        if name in first:
+            tensors[name] = first[name]
+    for mine, theirs in ((metadata, first_metadata), (metadata["pool"], first_metadata["pool"])):
+        if part in mine and not chosen:
+            assert mine[part] != theirs[part]
+            mine[part] = theirs[part]
+    return tensors, metadata
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "nothing",
+        "best",
+        "optimizer",
+        *map(slow, ("encoder", "rssm.prior", "critic", "slow_actor", "return_scale")),
+        *map(slow, ("replay", "evaluated", "rows", "results", "played", "snapshots")),
+    ],
+)
+def test_a_resume_that_forgets_one_part_is_noticed(uninterrupted, half, tmp_path, part):
+    """So the comparison with the run that nothing stopped sees every part of a checkpoint."""
+    shutil.copytree(half[0], tmp_path, dirs_exist_ok=True)
+    tensors, metadata = forgotten(half, part)
+    checkpoint.save(STATE, tensors, **metadata)
     run(resume="true")
-    assert numbers() == uninterrupted[0]
+    assert (outcome() == uninterrupted()[0]) == (part == "nothing")
 
 
-def test_games_without_snapshots_start_anew_and_it_is_said(uninterrupted, monkeypatch, capsys):
-    monkeypatch.delattr(hockey_env.HockeyEnv, "get_snapshot")  # as in the lab's package
-    run(stop_after=40)
-    filled = len(load_sealed(STATE)["replay"]["rows"])
+@pytest.mark.slow
+@pytest.mark.parametrize("counter", [0, 1])
+def test_a_resume_that_forgets_a_counter_is_noticed(uninterrupted, half, tmp_path, counter):
+    shutil.copytree(half[0], tmp_path, dirs_exist_ok=True)
+    tensors, metadata = checkpoint.load(STATE)
+    metadata["steps"][counter] -= 4
+    checkpoint.save(STATE, tensors, **metadata)
     run(resume="true")
-    assert "start anew" in capsys.readouterr().out
-    assert load_sealed(STATE)["replay"]["rows"][filled, :, -2].all()
-    assert len(numbers()) == len(uninterrupted[0])
+    assert outcome() != uninterrupted()[0]
 
 
-PARTS = [  # where the checkpoint holds what must not be forgotten
-    ("random", "torch"),
-    ("pool", "opponents", ("bot", "weak")),
-]
-MORE_PARTS = [
-    ("replay", "generator"),
-    ("pool", "generator"),
-    ("pool", "opponents", ("bot", "strong")),
-    ("pool", "opponents", ("bot", "random")),
-    ("pool", "played"),
-    ("games", "generator"),
-    ("games", "games_started"),
-    ("games", "games"),
-    ("agent", "memory"),
-    ("agent", "optimizers"),
-    ("views", "episode_return"),
-    ("metrics", "pending"),
-]
+# ---------------------------------------------------------------------------- rows
 
 
-@pytest.mark.parametrize("part", [*PARTS, *map(slow, MORE_PARTS)], ids=str)
-def test_a_resume_that_forgets_one_part_is_noticed(uninterrupted, part):
-    run(stop_after=0)
-    forgotten = load_sealed(STATE)
-    run(stop_after=int(0.5 * uninterrupted[1]), resume="true")
-    state = load_sealed(STATE)
-    target = state
-    for key in part[:-1]:
-        target, forgotten = target[key], forgotten[key]
-    assert target[part[-1]] is not None
-    target[part[-1]] = copy.deepcopy(forgotten[part[-1]])
-    save_sealed(STATE, state)
-    run(resume="true")
-    assert numbers() != uninterrupted[0]
-
-
-def test_a_resume_in_the_warm_up_that_forgets_its_generator_is_noticed(uninterrupted):
-    run(stop_after=0)
-    forgotten = load_sealed(STATE)["warmup"]
-    run(stop_after=5, resume="true")
-    save_sealed(STATE, load_sealed(STATE) | {"warmup": forgotten})
-    run(resume="true")
-    assert numbers() != uninterrupted[0]
+def test_the_replay_goes_on_where_the_checkpoint_ends():
+    run(crash_after=80)
+    before, metadata = checkpoint.load(STATE)
+    run(resume="true", gradient_steps=metadata["steps"][1] + 1)
+    rows, old = checkpoint.load(STATE)[0]["replay/rows"], before["replay/rows"]
+    assert len(rows) > len(old) and (rows[: len(old)] == old).all()
+    assert rows[len(old), :, -2].all() and not rows[len(old) + 1, :, -2].any()  # games start anew
+    assert not rows[len(old), :, 18:23].any()  # without an action, without a reward
+    assert PREVIOUS.exists() and not list(Path("checkpoints/tiny").glob(".*"))

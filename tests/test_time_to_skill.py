@@ -1,10 +1,6 @@
-"""Tests of the time to skill: first times, the page of several runs, and the runs themselves."""
+"""Tests of the time to skill: first times, and the runs themselves."""
 
-import base64
-import gzip
 import importlib.util
-import json
-import re
 import time
 from pathlib import Path
 
@@ -12,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from plots import read_runs, write_comparison_page
+from extras.plots import read_runs
 from utils import wilson_interval
 
 ROOT = Path(__file__).parent.parent
@@ -51,17 +47,6 @@ def log(path, weak, strong, games=200, every=500):
     frame = pd.concat([frame, between]).sort_values("gradient_steps")
     frame.to_csv(path, index=False)
     return path
-
-
-def packed_in(page):
-    """The curves packed into a page."""
-    text = page.read_text(encoding="utf-8")
-    return json.loads(gzip.decompress(base64.b64decode(re.search('id="data">([^<]*)<', text)[1])))
-
-
-def lines_of(panel):
-    """The lines of a panel by name, without the edges of the bands."""
-    return {line["name"]: line for line in panel["traces"] if line["name"] not in ("low", "high")}
 
 
 def run(*arguments):
@@ -104,59 +89,6 @@ def test_read_prints_every_evaluation_and_draws(tmp_path, capsys):
     assert "<b>100</b> games" in (tmp_path / "here/page.html").read_text()
 
 
-def test_page_is_offline_small_and_has_all_runs(tmp_path):
-    files = [log(tmp_path / f"{name}.csv", [0.1, 0.2], [0.3, 0.4]) for name in ("a", "<b>")]
-    runs = read_runs(files)
-    write_comparison_page(runs, tmp_path / "page.html", "two", [["x", "y"], ["<i>", "1\n2"]])
-    text = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert not re.search(r"https?://|\ssrc=|<link|@import", text) and len(text) < 5e6
-    assert "<td>&lt;i&gt;</td><td>1<br>2</td>" in text and "<label hidden>" in text
-    data = packed_in(tmp_path / "page.html")
-    assert list(data["labels"]) == ["minutes", "gradient_steps", "environment_steps"]
-    weak, strong = map(lines_of, data["panels"])
-    assert weak["a"]["y"] == [0.1, 0.2] and strong["<b>"]["y"] == [0.3, 0.4]
-    x = [data["axes"]["gradient_steps"][row] for row in weak["<b>"]["rows"]]
-    assert x == [500, 1000] and weak["a"]["line"]["color"] != weak["<b>"]["line"]["color"]
-
-
-def test_seeds_share_a_color_and_are_averaged_as_far_as_all_went(tmp_path):
-    wins = {"a_seed0": [0.2, 0.6, 0.9], "a_seed1": [0.4, 0.8], "b": [0.5, 0.5]}
-    files = [log(tmp_path / f"{name}.csv", share, share) for name, share in wins.items()]
-    runs = read_runs(files)
-    assert [run[:2] for run in runs] == [("a", 0), ("a", 1), ("b", None)]
-    write_comparison_page(runs, tmp_path / "page.html")
-    data = packed_in(tmp_path / "page.html")
-    lines = lines_of(data["panels"][0])
-    assert list(lines) == ["a, seed 0", "a, seed 1", "a, mean of 2 seeds", "b"]
-    colors = [line["line"]["color"] for line in lines.values()]
-    assert colors[0] == colors[1] == colors[2] != colors[3]
-    kinds = [line["kind"] for line in lines.values()]
-    assert kinds == ["raw", "raw", "smoothed", "fixed"]
-    mean = lines["a, mean of 2 seeds"]
-    assert mean["y"] == [0.3, 0.7]
-    assert [data["axes"]["minutes"][row] for row in mean["rows"]] == [2.5, 5]
-    assert "400 games" in mean["text"][0]
-
-
-def test_interval_over_seeds_is_students(tmp_path):
-    wins = [0.50, 0.60, 0.55, 0.45]
-    files = [log(tmp_path / f"a_seed{n}.csv", [w], [0.0]) for n, w in enumerate(wins)]
-    write_comparison_page(read_runs(files), tmp_path / "page.html")
-    weak, strong = packed_in(tmp_path / "page.html")["panels"]
-    low, high = (t["y"][0] for t in weak["traces"] if t["name"] in ("low", "high"))
-    margin = 3.182 * np.std(wins, ddof=1) / 2
-    assert [low, high] == pytest.approx([0.525 - margin, 0.525 + margin], abs=1e-3)
-    # Seeds that agree by chance are no more certain than their games.
-    high = [t["y"][0] for t in strong["traces"] if t["name"] == "high"]
-    assert high == pytest.approx([wilson_interval(0, 800)[1]], abs=1e-5)
-
-
-def test_files_of_equal_names_are_told_apart(tmp_path):
-    files = [log(tmp_path / folder / "a_seed0.csv", [0.1], [0.1]) for folder in ("x", "y")]
-    (first, _, _), (second, seed, _) = read_runs([*files, files[0]])
-    assert first != second and second.endswith("y/a") and seed == 0
-
-
 def test_what_a_user_gets_wrong_is_one_sentence(tmp_path, capsys):
     axes = "gradient_steps,environment_steps,minutes"
     (tmp_path / "none.csv").write_text(f"{axes}\n1,2,3\n")
@@ -190,10 +122,11 @@ def test_runs_are_stopped_when_their_time_is_over(tmp_path, capsys, monkeypatch)
     assert printed.out.count("first time >= 80% wins against both bots: 0.5 minutes") == 2
     [folder] = (tmp_path / "here").iterdir()
     assert "evaluation_games: 400" in (folder / "benchmark_seed1.yml").read_text()
-    lines = lines_of(packed_in(tmp_path / "plots/time_to_skill.html")["panels"][0])
-    assert list(lines) == ["benchmark, seed 0", "benchmark, seed 1", "benchmark, mean of 2 seeds"]
+    page = (tmp_path / "plots/time_to_skill.html").read_text()
+    assert page.count("<td>benchmark, seed") == 2 and "first ≥ 80%" in page
 
 
+@pytest.mark.slow
 def test_a_real_run(tmp_path, capsys):
     sizes = "hidden_size=16 hidden_layers=1 recurrent_size=16 latent_groups=4 latent_classes=4"
     tiny = [f"dreamer.{size}" for size in sizes.split()]

@@ -1,0 +1,235 @@
+"""Files that survive: tensors in safetensors with a checksum, written whole or not at all; the CSV.
+
+Both a run's state and a saved agent are one safetensors file: named tensors, and texts as metadata.
+Whatever is read is data: nothing in a file is ever executed.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pandas
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from utils import UserError, check_finite, one_line
+
+
+def write_atomically(path, write, previous=None):
+    """Calls `write(temporary_path)`, flushes it to disk and renames it to `path`.
+
+    So `path` is never half written. What it was before becomes `previous`, if that is given.
+    Raises `UserError` if the disk or folder refuses.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.chmod(temporary, 0o666 & ~_umask())  # safetensors lets nobody else read its files
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
+        os.replace(temporary, path)
+        _flush_folder(path.parent)
+    except BaseException as error:
+        reason = one_line(error)
+        with contextlib.suppress(OSError):
+            reason = "the disk is full" if shutil.disk_usage(path.parent).free < 2**16 else reason
+            temporary.unlink()
+        # torch reports a full disk as RuntimeError, safetensors with an error of its own
+        if isinstance(error, (OSError, RuntimeError, SafetensorError)):
+            raise UserError(f"Could not write {path}: {reason}") from None
+        raise
+
+
+def _umask():
+    """Returns the permissions that new files don't get; there is no way but to set and reset it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _flush_folder(folder):
+    """Makes renames in it outlast a power cut, where the system can be asked for that."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def check_writable(folder):
+    """Makes the folder if need be. Raises `UserError` if nothing can be written there."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The folder {folder}/ can't be made: {one_line(error)}") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"The folder {folder}/ is read-only: make it writable, or run elsewhere.")
+
+
+def checksum(tensors, texts):
+    """Returns the SHA-256 of named tensors and named texts, as hexadecimal text."""
+    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save(path, tensors, previous=None, **metadata):
+    """Writes named tensors and what JSON can hold; see `write_atomically`."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    texts = {key: json.dumps(value) for key, value in metadata.items()}
+    texts["checksum"] = checksum(tensors, texts)
+    write_atomically(path, lambda file: save_file(tensors, file, texts), previous)
+
+
+def load(path):
+    """Returns the tensors (name -> tensor) and the metadata that `save` wrote.
+
+    Raises `UserError` if there is no such file, or if one bit of it is not as it was.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            texts = file.metadata() or {}
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
+        if texts.pop("checksum", None) != checksum(tensors, texts):
+            raise ValueError("its checksum does not fit its contents")
+        return tensors, {key: json.loads(text) for key, text in texts.items()}
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
+        gone = isinstance(error, FileNotFoundError)
+        reason = "there is no such file" if gone else f"it is damaged: {one_line(error)[:200]}"
+        raise UserError(f"{path} can't be read: {reason}.") from None
+
+
+class RunFiles:
+    """The files of a run: checkpoints/<run>/, metrics/<run>.csv and plots/<run>.html."""
+
+    def __init__(self, run):
+        self.run, self.folder = run, Path("checkpoints") / run
+        self.newest = self.folder / "state.safetensors"
+        self.previous = self.folder / "previous.safetensors"  # the checkpoint before that
+        self.csv, self.page = Path("metrics") / f"{run}.csv", Path("plots") / f"{run}.html"
+
+    def claim(self, resume, overwrite):
+        """Returns whether the run starts from nothing. Raises `UserError` if its name is taken."""
+        for folder in (self.folder.parent, self.csv.parent, self.page.parent):
+            check_writable(folder)
+        can_resume = self.newest.exists() or self.previous.exists()
+        if resume and can_resume:
+            return False
+        # a folder without a visible file is that of a run killed before its first checkpoint
+        taken = [self.folder] if any(self.folder.glob("[!.]*")) else []
+        taken += [path for path in (self.csv, self.page) if path.exists()]
+        if taken and not overwrite:
+            go_on = "add resume=true to go on with it, " if can_resume else "it can't go on: "
+            raise UserError(
+                f"The run '{self.run}' exists ({taken[0]}): {go_on}"
+                "overwrite=true deletes it, run=another_name leaves it alone."
+            )
+        return True
+
+    def clear(self):
+        """Deletes an earlier run of this name."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for path in (self.csv, self.page):
+            path.unlink(missing_ok=True)
+
+    def load(self):
+        """Returns the newest checkpoint that is whole, as (path, tensors, metadata).
+
+        A damaged one is left as damaged.safetensors, and it is said. Raises `UserError` if there is
+        no whole one.
+        """
+        complaints = []
+        for path in filter(Path.exists, (self.newest, self.previous)):
+            try:
+                tensors, metadata = load(path)
+            except UserError as error:
+                complaints.append(str(error))
+                continue
+            if complaints:
+                print(f"{complaints[0]} It is left as damaged.safetensors; {path} is used.")
+                os.replace(self.newest, self.folder / "damaged.safetensors")
+            return path, tensors, metadata
+        raise UserError(" ".join(complaints) or f"There is no checkpoint {self.newest}.")
+
+
+class Metrics:
+    """Collects metrics between two rows of `metrics/<run>.csv` and keeps that file up to date."""
+
+    def __init__(self, path, track=lambda row: None):
+        """`track`: gets each row as well."""
+        self.path, self.track, self.rows = Path(path), track, []  # the CSV's rows, as dicts
+        self.pending, self.seconds = {}, {}
+        self.started = time.time()
+
+    def restore(self, rows):
+        """Goes on with the rows of a checkpoint, and cuts the CSV where they end."""
+        self.rows = rows
+        self.started -= 60 * rows[-1]["minutes"] if rows else 0
+        self.path.unlink(missing_ok=True)
+        self.save()
+
+    def add(self, metrics):
+        """Takes a dict of numbers or 0-d tensors; several values of a key are averaged."""
+        for key, value in metrics.items():
+            self.pending.setdefault(key, []).append(value)
+
+    @contextlib.contextmanager
+    def timed(self, name):
+        """Adds the seconds of its block, less those of timed blocks in it, to time/<name>."""
+        began, inside = time.time(), sum(self.seconds.values())
+        yield
+        inside = sum(self.seconds.values()) - inside
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.time() - began - inside
+
+    def check(self, gradient_step):
+        """Raises `UserError` with the first metric since the last row that is not finite."""
+        found = []
+        for key, values in self.pending.items():
+            wrong = (~_stacked(values).isfinite()).nonzero()
+            if len(wrong):  # there is one value per gradient step, the last one is of this step
+                found.append((gradient_step + 1 - len(values) + int(wrong[0]), key))
+        if found:
+            step, key = min(found)
+            check_finite({key: torch.nan}, f"at gradient step {step}")
+
+    def write(self, gradient_steps, environment_steps):
+        """Appends one row with the x axes (both steps, minutes), writes the CSV.
+
+        Raises `UserError`, after writing, if a metric is not finite.
+        """
+        axes = {"gradient_steps": gradient_steps, "environment_steps": environment_steps}
+        row = axes | {"minutes": (time.time() - self.started) / 60}
+        before = self.rows[-1] if self.rows else dict.fromkeys(row, 0)
+        seconds = max(1e-9, 60 * (row["minutes"] - before["minutes"]))
+        row |= {key: float(_stacked(values).mean()) for key, values in self.pending.items()}
+        row |= {f"time/{name}": value for name, value in self.seconds.items()}
+        for name, value in axes.items():
+            row[f"speed/{name}_per_second"] = (value - before[name]) / seconds
+        self.rows.append(row)
+        self.save()
+        self.check(gradient_steps)
+        self.track(row)
+        self.pending, self.seconds = {}, {}
+
+    def save(self):
+        """Writes the CSV."""
+        if self.rows:
+            table = pandas.DataFrame(self.rows)
+            write_atomically(self.path, lambda file: table.to_csv(file, index=False))
+
+
+def _stacked(values):
+    """Returns numbers or 0-d tensors as one float32 tensor (n,)."""
+    return torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in values])

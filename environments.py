@@ -1,0 +1,148 @@
+"""The worlds an agent is trained in, hockey or any Gymnasium id, and how it plays there."""
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
+
+from hockey_wrapper import HockeyGames
+from opponents import OneOpponent, PerGame
+from utils import UserError, check_finite, one_line, seed_everything
+
+
+def make_environments(config, count, pool=None):
+    """Returns `count` environments side by side as a Gymnasium `VectorEnv`.
+
+    Hockey is played against the opponents of `pool`. Observations are flat, actions within [-1, 1];
+    the step after an episode's end starts the next one. Raises `UserError` if there are none such.
+    """
+    if config.environment == "hockey":
+        games = HockeyGames(config.hockey, count, pool, config.dreamer.discount)
+        return RecordEpisodeStatistics(games)
+    try:
+        environments = gymnasium.make_vec(
+            config.environment,
+            count,
+            vectorization_mode="sync",
+            vector_kwargs={"autoreset_mode": AutoresetMode.NEXT_STEP},
+            wrappers=[lambda env: gymnasium.wrappers.RescaleAction(env, -1.0, 1.0)],
+        )
+    except (gymnasium.error.Error, AssertionError, ImportError, TypeError) as error:
+        reason = one_line(error)
+        raise UserError(f"environment: {config.environment} can't be used: {reason}") from None
+    if len(environments.single_observation_space.shape or ()) != 1:
+        raise UserError(f"environment: {config.environment} has no flat Box observations.")
+    return RecordEpisodeStatistics(environments)
+
+
+class Collector:
+    """Plays all environments side by side, one decision after the other, and fills the replay."""
+
+    def __init__(self, config, environments, pool, agent, replay, log):
+        """`pool`: hockey's opponents, or None; `log`: gets the statistics of finished episodes."""
+        self.config, self.environments, self.pool = config, environments, pool
+        self.agent, self.replay, self.log = agent, replay, log
+        self.steps = 0  # decisions so far, over all environments
+
+    def start(self):
+        """Starts everything random anew: the same after a checkpoint and after a resume from it.
+
+        So a run that was killed and resumed is the run that never was, and nothing of games,
+        memories and generators is saved. Unfinished games end as if their time were up.
+        """
+        parts = (self.config.seed, self.steps)
+        seed = int(np.random.SeedSequence(parts).generate_state(1)[0] // 2)
+        seed_everything(seed)
+        if self.pool:
+            self.pool.start(seed)
+        count = self.config.environments
+        self.environments.close()
+        self.environments = make_environments(self.config, count, self.pool)
+        self.agent.reset()
+        self.observation, info = self.environments.reset(seed=seed)
+        action, nothing = np.zeros((count, self.agent.sizes[1]), np.float32), np.zeros(count)
+        self.is_first = np.ones(count, bool)
+        self._store(action, nothing, nothing, info)
+        self.is_first = np.zeros(count, bool)
+
+    def is_enough(self):
+        """Returns whether `train_ratio` allows the next gradient step, and the replay has rows."""
+        config = self.config
+        earned = (self.steps - self._warmup_steps()) * config.train_ratio
+        batch_rows = config.replay.batch_size * config.replay.batch_length
+        is_earned = earned >= (self.agent.gradient_steps + 1) * batch_rows
+        return is_earned and self.replay.filled >= config.replay.batch_length
+
+    def _warmup_steps(self):
+        """Returns how many steps make `warmup_rows`: two views of a game make two rows."""
+        return self.config.warmup_rows * self.config.environments / self.replay.rings
+
+    def collect(self):
+        """Takes one decision in every environment; the rows that come of it go into the replay."""
+        with self.log.timed("collect"):
+            if self.steps < self._warmup_steps() and not self.config.init:
+                action = np.random.uniform(-1, 1, self.environments.action_space.shape)
+            else:
+                action = self.agent.act(self.observation)
+            check_finite({"the agent's action": action}, self.where())
+            is_first = self.is_first  # the step after an episode's end only starts the next one
+            step = self.environments.step(action)
+            self.observation, reward, terminated, truncated, info = step
+            self._store(np.where(is_first[:, None], 0, action), reward, terminated, info)
+            self.is_first = terminated | truncated
+            self.steps += len(action)
+            self.agent.reset(is_first)
+            self._count_episodes(info)
+
+    def _store(self, action, reward, terminated, info):
+        """Writes one row per game, and one per game as the opponent saw it."""
+        numbers = {"the observation": self.observation, "the reward": reward}
+        check_finite(numbers, self.where())
+        columns = [self.observation, action, reward, self.is_first, terminated]
+        if self.replay.rings > len(reward):
+            names = ("observation", "action", "reward")
+            theirs = [info[f"opponent_{name}"] for name in names] + [self.is_first, terminated]
+            columns = [np.concatenate(pair) for pair in zip(columns, theirs, strict=True)]
+        self.replay.add(*columns)
+
+    def _count_episodes(self, info):
+        """Notes statistics of the episodes that have just ended."""
+        for game in np.flatnonzero(self.is_first):
+            episode = info["episode"]
+            metrics = {"episode_return": episode["r"][game], "episode_length": episode["l"][game]}
+            if self.pool:
+                winner = info["winner"][game]
+                self.pool.record(info["opponent"][game], winner)
+                outcomes = {"wins": 1, "draws": 0, "losses": -1}
+                metrics |= {name: winner == value for name, value in outcomes.items()}
+            self.log.add({f"train/{name}": value for name, value in metrics.items()})
+
+    def where(self):
+        """Returns the steps in words."""
+        return f"at environment step {self.steps}, gradient step {self.agent.gradient_steps}"
+
+
+class HockeyWrapper(gymnasium.Env):
+    """One game as a `gymnasium.Env` (18 -> 4 numbers) against an opponent with `act(obs18)`."""
+
+    metadata = {"render_modes": []}
+
+    def __init__(self, settings, opponent, discount=1.0):
+        """`settings`: `config.hockey`; `opponent`: anything with `act(obs18)`, maybe `reset()`."""
+        opponents = OneOpponent(PerGame([opponent]))
+        self.games = HockeyGames(settings, 1, opponents, discount)
+        self.observation_space = self.games.single_observation_space
+        self.action_space = self.games.single_action_space
+
+    def reset(self, *, seed=None, options=None):
+        """Starts a game -> observation (18,), info."""
+        super().reset(seed=seed)
+        observations, info = self.games.reset(seed=seed)
+        return observations[0], {"winner": int(info["winner"][0])}
+
+    def step(self, action):
+        """One decision (4,) -> observation, reward, terminated, truncated, info."""
+        *results, info = self.games.step(np.asarray(action)[None])
+        observation, reward, terminated, truncated = (result[0] for result in results)
+        winner = {"winner": int(info["winner"][0])}
+        return observation, float(reward), bool(terminated), bool(truncated), winner

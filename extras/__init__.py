@@ -1,0 +1,1 @@
+"""What looks at finished runs: films, dreams, curves, the league, the competition."""

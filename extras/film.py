@@ -1,0 +1,133 @@
+"""A match of two players to look at: its games one after the other, its picture, its video.
+
+It needs no screen; the window and the keyboard are in `play.py`.
+"""
+
+import itertools
+import os
+from functools import cache, partial
+from pathlib import Path
+
+os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # its greeting
+
+import numpy as np
+import pygame
+
+from checkpoint import write_atomically
+from hockey_env import BLUE, FPS, GREY, RED, VIEWPORT_H, VIEWPORT_W, WHITE, HockeyEnv
+from opponents import AgentOpponent, load
+from utils import UserError
+
+BOARD = 44  # pixels above the table for names and score
+PICTURE = (VIEWPORT_W, BOARD + VIEWPORT_H)
+AFTER_GAME = 40  # frames for which a game's end stays in sight
+INK = (60, 60, 60)
+pygame.font.init()
+font = cache(partial(pygame.font.Font, None))  # pygame's own, which needs no files of the system
+
+
+class Match:
+    """Games of two players at one table; who starts takes turns, the left player does first."""
+
+    def __init__(self, players, games=None, seed=0):
+        """`players`: left, right, with `name`, `reset()`, `act(obs18)`; `games`: None: endless."""
+        self.players, self.games = players, games
+        self.env = HockeyEnv()
+        self.env.reset(seed=seed)
+        self.game, self.score = 0, [0, 0]
+
+    def frames(self):
+        """Plays from 0:0 on; yields whenever there is something new to see."""
+        self.game, self.score = 0, [0, 0]
+        while self.game != self.games:
+            self.game += 1
+            observation, _ = self.env.reset(one_starting=self.game % 2 == 1)
+            for player in self.players:
+                player.reset()
+            yield
+            while not self.env.done:
+                views = (observation, self.env.obs_agent_two())
+                pairs = zip(self.players, views, strict=True)
+                action = np.concatenate([player.act(view) for player, view in pairs])
+                observation, _, _, _, info = self.env.step(action)
+                self.score[0] += info["winner"] == 1
+                self.score[1] += info["winner"] == -1
+                yield
+            yield from itertools.repeat(None, AFTER_GAME)
+
+    def picture(self):
+        """Returns a pygame surface: the table below a board with names, score, game and time."""
+        surface = pygame.Surface(PICTURE, depth=32)
+        surface.fill(WHITE)
+        table = surface.subsurface((0, BOARD, VIEWPORT_W, VIEWPORT_H))
+        pygame.surfarray.blit_array(table, self.env.render("rgb_array").swapaxes(0, 1))
+        middle, row = VIEWPORT_W // 2, BOARD // 2 + 6
+        write(surface, f"{self.score[0]} : {self.score[1]}", 40, INK, center=(middle, row))
+        names = (one.name if len(one.name) < 15 else one.name[:13] + "…" for one in self.players)
+        write(surface, next(names), 28, RED, midright=(middle - 60, row))
+        write(surface, next(names), 28, BLUE, midleft=(middle + 60, row))
+        game = f"game {self.game}" + (f"/{self.games}" if self.games else "")
+        write(surface, game, 20, GREY, midleft=(16, row))
+        write(surface, f"{self.env.time / FPS:.1f} s", 20, GREY, midright=(VIEWPORT_W - 16, row))
+        if self.env.done:
+            ends = {1: ("goal", RED), -1: ("goal", BLUE), 0: ("time is up", INK)}
+            text, colour = ends[self.env.winner]
+            write(surface, text, 36, colour, center=(middle, BOARD + 52))
+        return surface
+
+    def outcome(self):
+        """Returns the score in words."""
+        left, right = self.players
+        return f"{left.name} {self.score[0]} : {self.score[1]} {right.name}"
+
+
+def write(surface, text, size, colour, **place):
+    """Draws a line of text; `place` as in `Surface.get_rect`, say center=(x, y)."""
+    large = font(2 * size).render(text, True, colour)  # small letters would stand unevenly
+    picture = pygame.transform.smoothscale_by(large, 0.5)
+    surface.blit(picture, picture.get_rect(**place))
+
+
+def check_recorder(path):
+    """Returns what saves videos; raises `UserError` unless one can be saved under this name."""
+    if Path(path).suffix.lower() not in (".mp4", ".gif"):
+        raise UserError(f"{path}: a video's name must end in .mp4 or .gif.")
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        raise UserError("Videos need ffmpeg: pip install imageio-ffmpeg") from None
+    return imageio_ffmpeg
+
+
+def save_video(match, path, speed=1.0):
+    """Plays the match and films it: .mp4 with every frame, .gif with every second one.
+
+    Raises `UserError` as `check_recorder` and `write_atomically` do.
+    """
+    recorder = check_recorder(path)
+    if Path(path).suffix.lower() == ".mp4":
+        every, how = 1, {"codec": "libx264", "quality": 7}
+        output = ["-movflags", "+faststart", "-f", "mp4"]
+    else:  # each picture has colours of its own: one palette for all would need all in memory
+        every, how = 2, {"codec": "gif", "pix_fmt_out": "pal8", "quality": None}
+        colours = "split[a][b];[a]palettegen=stats_mode=single:max_colors=64[p];[b][p]paletteuse"
+        output = ["-lavfi", f"{colours}=new=1:dither=none", "-f", "gif"]
+    how |= {"fps": FPS * speed / every, "macro_block_size": 2, "output_params": output}
+
+    def film(file):
+        open(file, "wb").close()  # says what is wrong with a path better than ffmpeg
+        writer = recorder.write_frames(file, PICTURE, **how)
+        writer.send(None)
+        try:
+            for _ in itertools.islice(match.frames(), 0, None, every):
+                writer.send(pygame.image.tobytes(match.picture(), "RGB"))
+        finally:
+            writer.close()
+
+    write_atomically(path, film)
+
+
+def film_agent(agent, path, games=3, seed=0):
+    """Saves a video of so many games of an agent against the strong bot."""
+    player = AgentOpponent(agent, 1, agent.config.run, deterministic=True)
+    save_video(Match((player, load("strong", seed=seed)), games, seed), path)

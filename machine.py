@@ -1,0 +1,129 @@
+"""What the computer offers: devices, bfloat16, CPU cores, memory, signals."""
+
+import contextlib
+import ctypes
+import functools
+import os
+import platform
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+
+import torch
+
+from utils import UserError, one_line
+
+
+def pick_device(name):
+    """Returns the torch.device of the config's `device`; "auto" is CUDA if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        reason = one_line(error).split(". ")[0]
+        raise UserError(f"device: {name} can't be used here: {reason}") from None
+
+
+def multiplies_bfloat16(device):
+    """Says whether this device has instructions for bfloat16 products, twice as fast or more."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def name_of(device):
+    """Returns what computes: "AMD EPYC, AVX512 with bfloat16", or a GPU's name."""
+    if device.type != "cpu":
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):  # Linux
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((x.split(": ")[1] for x in lines if x.startswith("model name")), name)
+    bfloat16 = "with" if multiplies_bfloat16(device) else "without"
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()} {bfloat16} bfloat16 products"
+
+
+def keep_freed_memory():
+    """Lets a Linux process keep freed memory for the next step instead of handing it back.
+
+    A gradient step allocates some hundred MB anew; fetching their pages each time took 7% to 12%
+    of it. By the GNU C library's mallopt(3); without that library, nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        trim_threshold, mmap_threshold = -1, -3
+        mallopt(mmap_threshold, 2**30)
+        mallopt(trim_threshold, 2**31 - 1)
+
+
+def use_threads(count):
+    """Lets PyTorch compute on so many CPU cores (0: on all), not on more than this process has."""
+    cores = torch.get_num_threads()  # before the first call: all that it may use
+    torch.set_num_threads(min(count or cores, cores))
+
+
+@functools.cache
+def _second_core():
+    """Returns a thread; it takes over the number of cores when it first asks for it."""
+    return ThreadPoolExecutor(1, initializer=torch.get_num_threads)
+
+
+@contextlib.contextmanager
+def side_by_side(functions, device):
+    """Calls functions that compute on `device` on a second CPU core, beside the caller's block.
+
+    When the block is done the caller takes over what has not begun. Both have half of the cores, so
+    that who calls what changes no number. On one core, and on other devices, whose work is queued
+    anyway, the functions come first. It takes 14% off a training step. Raises what they raise.
+    """
+    cores = torch.get_num_threads()
+    if cores == 1 or device.type != "cpu":
+        for function in functions:
+            function()
+        yield
+        return
+    _second_core().submit(torch.set_num_threads, cores // 2)
+    calls = [(function, _second_core().submit(function)) for function in functions]
+    torch.set_num_threads(cores // 2)
+    try:
+        yield
+        for function, call in calls:
+            if call.cancel():
+                function()
+            else:
+                call.result()
+    finally:
+        wait([call for _, call in calls])
+        torch.set_num_threads(cores)
+
+
+class Stopped(Exception):
+    """A signal came while something was going on that can be begun again."""
+
+
+class Stop:
+    """What signals ask for: `requested` turns true; a second Ctrl-C leaves at once."""
+
+    def __init__(self):
+        self.requested = False
+
+    def listen(self):
+        """Listens to SIGINT, SIGTERM and SIGUSR1, where the system has them."""
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), self.request)
+
+    def request(self, *_):
+        """Handles a signal."""
+        self.requested = True
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        # not print: the signal may have come in the middle of one
+        os.write(2, b"\nfinishing the step and saving ...\n")
+
+    def check(self):
+        """Raises `Stopped` once it is requested."""
+        if self.requested:
+            raise Stopped

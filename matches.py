@@ -1,0 +1,137 @@
+"""Matches and their statistics: wins, draws, losses with Wilson intervals, by who started.
+
+Games are played side by side until the last one has ended. Who the players are is left to
+`opponents.py`, the game to `hockey_wrapper.py`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from environments import make_environments
+from hockey_wrapper import HockeyGames
+from opponents import BOTS, OneOpponent
+from utils import wilson_interval
+
+
+@dataclass
+class Result:
+    """Games against one opponent; `winner` (n,): +1 we, -1 they, 0 draw; `we_started` (n,)."""
+
+    opponent: str
+    winner: np.ndarray
+    we_started: np.ndarray
+
+    def counts(self, chosen=slice(None)):
+        """Returns wins, draws, losses among the chosen games (default: all)."""
+        return tuple(int((self.winner[chosen] == value).sum()) for value in (1, 0, -1))
+
+    def tally(self, chosen=slice(None)):
+        """Returns the counts as "62/8/30"."""
+        return "/".join(map(str, self.counts(chosen)))
+
+    def metrics(self, name=None):
+        """Returns the shares of wins, draws and losses, and the number of games, for the CSV.
+
+        `name` is what to call the opponent there (default: its own name).
+        """
+        games = len(self.winner)
+        wins, draws, losses = (count / games for count in self.counts())
+        values = {"wins": wins, "draws": draws, "losses": losses, "games": games}
+        return {f"evaluation/{name or self.opponent}/{key}": value for key, value in values.items()}
+
+    def win_rate(self):
+        """Returns the share of games won; a draw is not a win."""
+        return self.counts()[0] / len(self.winner)
+
+    def standing(self):
+        """Returns wins / losses, but at most 1: who wins as often as it loses holds its own."""
+        wins, _, losses = self.counts()
+        return min(1.0, wins / losses) if losses else 1.0
+
+    def interval(self):
+        """Returns the 95% Wilson interval (low, high) of the win rate."""
+        return wilson_interval(self.win_rate(), len(self.winner))
+
+    def share(self, digits=0):
+        """Returns the win rate with its interval, as "62% [52%, 71%]"."""
+        rate, low, high = (f"{x:.{digits}%}" for x in (self.win_rate(), *self.interval()))
+        return f"{rate} [{low}, {high}]"
+
+    def turned(self, opponent):
+        """Returns the same games as the other side saw them; `opponent`: our name."""
+        return Result(opponent, -self.winner, ~self.we_started)
+
+    def __str__(self):
+        games = len(self.winner)
+        wins, draws, losses = (f"{count:{len(str(games))}}" for count in self.counts())
+        text = f"{self.opponent:>12}: {games} games, {wins} won, {draws} drawn, {losses} lost"
+        text += f" | wins {self.share(1):>22}"
+        for name, chosen in (("we", self.we_started), ("they", ~self.we_started)):
+            if chosen.any():
+                text += f" | {name} start: {self.tally(chosen)}"
+        return text
+
+
+def play_games(act, opponent, games, settings, seed=0):
+    """Plays so many games side by side against an opponent made for that many; returns a `Result`.
+
+    `act`: observations (n, 18) -> actions (n, 4), asked once per decision; `settings`: the
+    `config.hockey` whose game and frame skip are played, normal games in any case. Both sides and
+    both starts come up equally often if `games` is a multiple of four.
+    """
+    table = HockeyGames(settings, games, OneOpponent(opponent), training=False)
+    observations, _ = table.reset(seed=seed)
+    winner, running = np.zeros(games, int), np.ones(games, bool)
+    while running.any():
+        observations, _, terminated, truncated, info = table.step(act(observations))
+        ended = running & (terminated | truncated)
+        winner[ended] = info["winner"][ended]
+        running &= ~ended
+    return Result(opponent.name, winner, table.we_start.copy())
+
+
+def evaluate_return(act, environments, seed=0):
+    """Returns the mean return of one episode in each of a Gymnasium vector environment.
+
+    `act`: observations (n, O) -> actions (n, A), asked once per step.
+    """
+    observations, _ = environments.reset(seed=seed)
+    total, running = np.zeros(len(observations)), np.ones(len(observations), bool)
+    while running.any():
+        observations, reward, terminated, truncated, _ = environments.step(act(observations))
+        total += reward * running
+        running &= ~(terminated | truncated)
+    return float(total.mean())
+
+
+def evaluate(agent, config, pool, stop):
+    """Returns an evaluation's metrics, the score by which the best is kept, and what to show.
+
+    In hockey the score is the worst case: the lowest win rate against a bot or standing against a
+    former self. Elsewhere it is the mean return. Raises `Stopped` once `stop` is requested.
+    """
+    games, seed = config.evaluation_games, agent.gradient_steps
+
+    def fresh_player():
+        player = agent.player()
+
+        def act(observations):
+            stop.check()
+            return player.act(observations, deterministic=True)
+
+        return act
+
+    if pool is None:
+        episodes = make_environments(config, games)
+        score = evaluate_return(fresh_player(), episodes, seed)
+        episodes.close()
+        return {"evaluation/return": score}, score, {"return": f"{score:.1f}"}
+    metrics, scores, shown = {}, [], {}
+    for name, rival in pool.rivals(games, seed).items():
+        result = play_games(fresh_player(), rival, games, config.hockey, seed)
+        metrics |= result.metrics(name)
+        scores.append(result.win_rate() if name in BOTS else result.standing())
+        if name in BOTS:
+            shown[name] = f"{result.win_rate():.0%}"
+    return metrics, min(scores), shown
