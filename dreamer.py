@@ -87,8 +87,8 @@ class Dreamer(nn.Module):
         groups = [{"params": parameters} for parameters in self.parts.values()]
         self.optimizer = torch.optim.Adam(groups, eps=1e-8, fused=True)
         precision = getattr(settings, "precision", "auto")
-        has_bfloat16 = precision == "auto" and multiplies_bfloat16(self.device)
-        self.in_bfloat16 = precision == "bfloat16" or has_bfloat16
+        is_auto = precision == "auto" and multiplies_bfloat16(self.device)
+        self.in_bfloat16 = precision == "bfloat16" or is_auto
         self.gradient_steps = 0
         self.memory = None  # (h, z, o, last action) of each game that is being played
 
@@ -129,8 +129,7 @@ class Dreamer(nn.Module):
         *state, action = (part[games] for part in self.memory)
         if len(action) != len(rows):
             raise ValueError(f"{len(rows)} observations for {len(action)} games; reset() between")
-        mode = deterministic or plan
-        state, _ = self.rssm.step(state, action, self.embed(rows), mode=mode)
+        state, _ = self.rssm.step(state, action, self.embed(rows), mode=deterministic or plan)
         policy = self.slow_actor(self.rssm.features(state))
         if plan:
             action = self.plan(state, policy)
@@ -252,7 +251,7 @@ class Dreamer(nn.Module):
         assert all(loss.shape == keep.shape for loss in losses.values())  # (B, T)
         loss = sum(weights[name] * loss.mean() for name, loss in losses.items())
         metrics["world_model/loss"] = loss.detach()
-        return tuple(part.detach() for part in (h, z, o)), loss, metrics
+        return [part.detach() for part in (h, z, o)], loss, metrics
 
     def squash(self, observation):
         """Returns the observation as the networks see it: divided by its scale, or its symlog."""

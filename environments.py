@@ -17,7 +17,7 @@ def make_environments(config, count, pool=None):
     the step after an episode's end starts the next one. Raises `UserError` if there are none such.
     """
     if config.environment == "hockey":
-        games = HockeyGames(config.hockey, count, pool, config.dreamer.discount)
+        games = HockeyGames(config.hockey, count, pool)
         return RecordEpisodeStatistics(games)
     try:
         environments = gymnasium.make_vec(
@@ -127,10 +127,10 @@ class HockeyWrapper(gymnasium.Env):
 
     metadata = {"render_modes": []}
 
-    def __init__(self, settings, opponent, discount=1.0):
+    def __init__(self, settings, opponent):
         """`settings`: `config.hockey`; `opponent`: anything with `act(obs18)`, maybe `reset()`."""
         opponents = OneOpponent(PerGame([opponent]))
-        self.games = HockeyGames(settings, 1, opponents, discount)
+        self.games = HockeyGames(settings, 1, opponents)
         self.observation_space = self.games.single_observation_space
         self.action_space = self.games.single_action_space
 

@@ -17,11 +17,9 @@ from opponents import ask
 from utils import UserError
 
 GOAL_REWARD = 10.0
-THEIR_GOAL = np.array([255 / 60, 0], np.float32)  # metres from the centre, in one's own view
 # A flip of the table in y changes the signs of y, angle, y velocity, spin; y force and torque
 MIRROR = [1, -1, -1, 1, -1, -1] * 2 + [1, -1, 1, -1, 1, 1] + [1, -1, -1, 1]
 MODES = ("NORMAL", "TRAIN_SHOOTING", "TRAIN_DEFENSE")
-CHASE = ATTACK = 0.5  # of the potential, per metre between player and puck, puck and their goal
 
 
 def load_game(game):
@@ -37,13 +35,6 @@ def load_game(game):
         ) from None
 
 
-def potential(observations):
-    """Phi = -CHASE * dist(player, puck) - ATTACK * dist(puck, their goal), (..., 18) -> (...)."""
-    puck = observations[..., 12:14]
-    to_puck = np.linalg.norm(puck - observations[..., 0:2], axis=-1)
-    return -CHASE * to_puck - ATTACK * np.linalg.norm(puck - THEIR_GOAL, axis=-1)
-
-
 class HockeyGames(VectorEnv):
     """Many games side by side, 18 -> 4 numbers each, against opponents chosen game by game.
 
@@ -54,15 +45,15 @@ class HockeyGames(VectorEnv):
     limit truncates.
     """
 
-    def __init__(self, settings, num_envs, opponents, discount=1.0, training=True):
+    def __init__(self, settings, num_envs, opponents, training=True):
         """`settings`: `config.hockey`; `opponents`: has `choose()`, whose result has `reset(games)`
         and `act(observations, games)`, called once per game frame; `training`: with the config's
         modes and shaping (otherwise: normal games, the reward is +-10 for goals).
         """
         self.num_envs = num_envs
         self.module = load_game(settings.game)
-        self.settings, self.opponents, self.discount = settings, opponents, discount
-        self.frame_skip, self.closeness = settings.frame_skip, settings.closeness  # asked often
+        self.opponents = opponents
+        self.frame_skip, self.closeness = settings.frame_skip, settings.closeness
         self.reward_kind = settings.reward if training else "sparse"
         autoreset = AutoresetMode.NEXT_STEP if training else AutoresetMode.DISABLED
         self.metadata = {"autoreset_mode": autoreset}
@@ -106,7 +97,6 @@ class HockeyGames(VectorEnv):
         if actions.shape != (self.num_envs, 4) or not np.isfinite(actions).all():
             raise ValueError(f"actions must be ({self.num_envs}, 4) finite numbers")
         finished = self.terminated | self.truncated
-        before = self._potentials()
         self.rewards = np.zeros((2, self.num_envs), np.float32)
         if self.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP:
             self._start(np.flatnonzero(finished))
@@ -122,16 +112,11 @@ class HockeyGames(VectorEnv):
                 self._play_frame(game, actions[game], their_actions[game])
             sums[games] += their_actions[games]
             frames[games] += 1
-        if self.reward_kind == "pbrs":
-            after = self._potentials() * ~self.terminated  # the potential of the end is zero
-            self.rewards += (self.discount * after - before) * ~finished
         ends = self.terminated.copy(), self.truncated.copy()
         return self.views[0].copy(), self.rewards[0], *ends, self._info(sums / frames.clip(1))
 
     def _start(self, games):
         """Starts the next game at each of these tables."""
-        if len(games) == 0:
-            return
         for game in games:
             count = self.games_started[game]
             self.games_started[game] += 1
@@ -184,10 +169,6 @@ class HockeyGames(VectorEnv):
         """Returns the observations of us and of the opponent (2, 18), from player one's."""
         views = (observation, self.current[game].obs_agent_two())
         return views if self.side[game] == 0 else views[::-1]
-
-    def _potentials(self):
-        """Returns Phi of both views (2, n), if rewards are shaped by it."""
-        return potential(self.views) if self.reward_kind == "pbrs" else np.zeros((2, self.num_envs))
 
     def _info(self, opponent_actions):
         """Returns what the vector interface gives beside the agent's own row."""

@@ -64,8 +64,8 @@ def main(config, stop):
                 run.write_row()
             if is_time_to_save(step):
                 run.save()
-            is_head_start = step <= config.dreamer.world_model_head_start
-            bar.set_description("world model only" if is_head_start else config.run, refresh=False)
+            is_early = step <= config.dreamer.world_model_head_start
+            bar.set_description("world model only" if is_early else config.run, refresh=False)
             bar.set_postfix(environment=play.steps, **latest, refresh=False)
             bar.update(1)
 
@@ -102,10 +102,10 @@ class Training:
         self.play = Collector(config, environments, self.pool, self.agent, self.replay, self.log)
         self.best, self.evaluated = -np.inf, 0  # score of best.safetensors; step last evaluated
         self.saved = None  # how far the run was at its last checkpoint
+        if config.videos and not self.pool:
+            raise UserError("videos: only hockey can be filmed.")
         if config.videos:
             check_recorder("videos/game.mp4")
-            if not self.pool:
-                raise UserError("videos: only hockey can be filmed.")
         self.describe()
         if is_new:
             if config.init:
@@ -245,7 +245,8 @@ class Training:
 
     def report(self, latest):
         """Prints how the run ended and what to do next; returns whether its steps are done."""
-        is_done = self.agent.gradient_steps >= self.config.gradient_steps == self.evaluated
+        step = self.agent.gradient_steps
+        is_done = step >= self.config.gradient_steps and step == self.evaluated
         reached = ", ".join(f"{name} {value}" for name, value in latest.items())
         if is_done:
             watch = f"python play.py watch {self.config.run} strong"

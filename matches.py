@@ -11,7 +11,16 @@ import numpy as np
 from environments import make_environments
 from hockey_wrapper import HockeyGames
 from opponents import BOTS, OneOpponent
-from utils import wilson_interval
+
+
+def wilson_interval(share, games):
+    """Returns the 95% Wilson interval (low, high), within 0..1, of a share of so many games."""
+    z = 1.96
+    center = (share + z**2 / (2 * games)) / (1 + z**2 / games)
+    margin = z * (share * (1 - share) / games + z**2 / (4 * games**2)) ** 0.5
+    margin = margin / (1 + z**2 / games)
+    low, high = center - margin, center + margin
+    return np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0)  # rounding leaves it by 1e-17
 
 
 @dataclass

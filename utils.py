@@ -90,16 +90,6 @@ def shrink_to_quantile(gradient, share):
     return gradient * shrink.clamp(max=1.0).to(gradient.dtype)
 
 
-def wilson_interval(share, games):
-    """Returns the 95% Wilson interval (low, high), within 0..1, of a share of so many games."""
-    z = 1.96
-    center = (share + z**2 / (2 * games)) / (1 + z**2 / games)
-    margin = z * (share * (1 - share) / games + z**2 / (4 * games**2)) ** 0.5
-    margin = margin / (1 + z**2 / games)
-    low, high = center - margin, center + margin
-    return np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0)  # rounding leaves it by 1e-17
-
-
 # ---------------------------------------------------------------------------- seeds and clocks
 
 

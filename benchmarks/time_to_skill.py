@@ -31,7 +31,8 @@ from extras.plots import (  # noqa: E402
     run_name,
     write_comparison_page,
 )
-from utils import UserError, wilson_interval  # noqa: E402
+from matches import wilson_interval  # noqa: E402
+from utils import UserError  # noqa: E402
 
 BOTS, GAMES = ("weak", "strong"), 200
 STOPPED = 75  # the exit status of main.py after a signal, all saved

@@ -40,8 +40,8 @@ class Game:
 
 def record_games(agent, opponent, count, seed):
     """Plays so many games side by side, as an evaluation does; returns a list of `Game`."""
-    settings, discount = agent.config.hockey, agent.settings.discount
-    table = HockeyGames(settings, count, OneOpponent(opponent), discount, training=False)
+    settings = agent.config.hockey
+    table = HockeyGames(settings, count, OneOpponent(opponent), training=False)
     table.reward_kind = settings.reward  # what the agent has learned to predict
     player = agent.player()
     observation, _ = table.reset(seed=seed)

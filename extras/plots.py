@@ -21,7 +21,8 @@ import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from checkpoint import write_atomically
-from utils import UserError, one_line, wilson_interval
+from matches import wilson_interval
+from utils import UserError, one_line
 
 AXES = ("gradient_steps", "environment_steps", "minutes")
 COLORS = "#2f7ed8 #e0703a #3a9d6e #a05fc0 #c9a227 #d1495b #3fa7b5 #8a7763 #d477a8 #7d8694".split()

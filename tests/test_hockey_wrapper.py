@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode
 
 import hockey_env
 from environments import HockeyWrapper, make_environments
-from hockey_wrapper import ATTACK, CHASE, MIRROR, HockeyGames, load_game, potential
+from hockey_wrapper import MIRROR, HockeyGames, load_game
 from opponents import OneOpponent, PerGame, load
 from utils import UserError
 
@@ -21,13 +21,13 @@ class Still:
         return np.zeros(4)
 
 
-def make_games(count=4, opponent="strong", training=True, discount=1.0, **hockey):
+def make_games(count=4, opponent="strong", training=True, **hockey):
     """Games with keys of `hockey` replaced, against an opponent's name or a plain player."""
     config = make_config(**{f"hockey__{key}": value for key, value in hockey.items()})
     players = load(opponent, count, seed=1) if isinstance(opponent, str) else opponent
     if isinstance(players, Still):
         players = PerGame([players] * count)
-    return HockeyGames(config.hockey, count, OneOpponent(players), discount, training)
+    return HockeyGames(config.hockey, count, OneOpponent(players), training)
 
 
 def random_actions(count, steps, seed=0):
@@ -288,58 +288,8 @@ def test_env_reward_is_the_labs_summed_over_the_frames(monkeypatch, side, frame_
     assert nonzero > 5
 
 
-def phi(observation):
-    """The potential, written out by hand."""
-    distance = np.hypot(*(observation[12:14] - observation[0:2]))
-    goal = np.hypot(observation[12] - 4.25, observation[13])
-    return -0.5 * distance - 0.5 * goal
-
-
-def test_the_potential_by_hand():
-    assert CHASE == ATTACK == 0.5
-    rows = np.random.default_rng(0).normal(size=(2, 5, 18))
-    expected = [[phi(row) for row in view] for view in rows]
-    assert np.allclose(potential(rows), expected, atol=1e-6)
-
-
-def test_shaping_telescopes_for_both_players():
-    """The discounted sum of what shaping adds to an episode is the difference of its potentials."""
-    count, discount, steps = 4, 0.97, 130
-    options = {"frame_skip": 4, "discount": discount}
-    shaped = make_games(count, reward="pbrs", **options)
-    plain = make_games(count, reward="sparse", **options)
-    rows, plain_rows = play(shaped, steps), play(plain, steps)
-    for row, plain_row in zip(rows, plain_rows, strict=True):
-        assert np.array_equal(row["o"], plain_row["o"])  # shaping changes no game
-    ways = {"terminal": 0, "timeout": 0, "cut": 0}
-    views = np.array([[row["o"], row["info"]["opponent_observation"]] for row in rows], float)
-    shaped_rewards, plain_rewards = (
-        np.array([[row["r"], row["info"]["opponent_reward"]] for row in source[1:]])
-        for source in (rows, plain_rows)
-    )
-    for player in (0, 1):
-        for game in range(count):
-            begin, total = 0, 0.0
-            for t in range(1, steps + 1):
-                reward = shaped_rewards[t - 1, player, game]
-                if rows[t - 1]["end"][game] or rows[t - 1]["late"][game]:
-                    assert reward == 0  # a first row
-                    begin, total = t, 0.0
-                    continue
-                total += discount ** (t - 1 - begin) * (reward - plain_rewards[t - 1, player, game])
-                terminal = rows[t]["end"][game]
-                if terminal or rows[t]["late"][game] or t == steps:
-                    end = 0.0 if terminal else discount ** (t - begin)
-                    expected = end * phi(views[t, player, game])
-                    expected -= phi(views[begin, player, game])
-                    assert total == pytest.approx(expected, abs=2e-4)
-                    kind = "terminal" if terminal else "cut" if t == steps else "timeout"
-                    ways[kind] += 1
-    assert ways["terminal"] and ways["timeout"] + ways["cut"]
-
-
 def test_evaluation_is_never_shaped():
-    games = make_games(4, Still(), training=False, reward="pbrs", modes__shooting=1.0)
+    games = make_games(4, Still(), training=False, reward="env", modes__shooting=1.0)
     rows = play(games, 20)
     assert not any(row["r"].any() for row in rows if not row["end"].any())
 

@@ -20,11 +20,13 @@ import checkpoint
 import main
 from dreamer import Dreamer
 from machine import Stop
+from utils import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*precision lowered")
 PIECES = [STATE.parent, TABLE, PAGE]
 ROWS = [2, 4, 6, 8, 10, 12]
 SHORT = {"gradient_steps": 2, "evaluate_every": 100}
+OTHER_MEANING = pytest.mark.xfail(strict=True, reason="main.py: `init` looks at sizes only")
 
 
 def train(**overrides):
@@ -208,6 +210,38 @@ def test_former_selves_are_played_from_memory():
     assert run.log.rows[-1]["evaluation/oldest/games"] == 4
 
 
+# ---------------------------------------------------------------------------- another's weights
+
+
+def test_a_run_starts_with_the_weights_of_another_and_plays_against_it(finished):
+    agent = finished / STATE.with_name("best.safetensors")
+    run = main.Training(
+        tiny_config(
+            init=agent, seed=7, opponents__weak=0, opponents__strong=0, opponents__files_share=0
+        )
+    )
+    expected = Dreamer.load(agent).state_dict()
+    for tensors in (run.agent.state_dict(), checkpoint.load(STATE)[0]):
+        assert all(torch.equal(tensors[name], value) for name, value in expected.items())
+    assert run.agent.gradient_steps == 0 and run.pool.choose().name == "snapshot_0000000"
+    again = main.Training(tiny_config(init="gone", seed=7, resume="true"))
+    assert [one.name for one in again.pool.snapshots.values()] == ["snapshot_0000000"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dreamer__hidden_size": 24},
+        pytest.param({"dreamer__activation": "ELU"}, marks=OTHER_MEANING),
+        pytest.param({"dreamer__observation_scale": "[]"}, marks=OTHER_MEANING),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(finished, capsys, change):
+    agent = finished / STATE.with_name("best.safetensors")
+    assert "init" in refused(capsys, init=agent, **SHORT, **change)
+    assert not contents()
+
+
 # ---------------------------------------------------------------------------- the run's name
 
 
@@ -386,6 +420,7 @@ def test_the_labs_package_is_asked_for(capsys):
         ({"device": "cuda:99"}, "device"),
         ({"opponents__weak": 0, "opponents__strong": 0, "opponents__snapshots": 0}, "opponents"),
         ({"opponents__files": "[gone.safetensors]"}, "gone.safetensors"),
+        ({"init": "gone.safetensors"}, "gone.safetensors"),
         ({"hockey__modes__normal": 0, "hockey__modes__shooting": 0}, "hockey.modes"),
         ({"dreamer__critic_replay": 0}, "critic_imagination"),
         ({"dreamer__observation_scale": "[1, 2]"}, "observation_scale"),
@@ -403,6 +438,31 @@ def test_mistakes_are_one_sentence_and_leave_nothing_behind(capsys, monkeypatch,
         overrides = overrides | {"opponents__files_share": 0}
     assert word in refused(capsys, **overrides)
     assert not contents()
+
+
+@pytest.mark.parametrize("what", ["observation", "reward"])
+def test_a_game_that_went_wrong_is_named_and_not_learned_from(what):
+    training = main.Training(tiny_config())
+    games, rows = training.play.environments, training.replay.filled
+    real = games.step
+
+    def step(action):
+        observation, reward, *others = real(action)
+        (observation if what == "observation" else reward)[2] = np.nan
+        return observation, reward, *others
+
+    games.step = step
+    with pytest.raises(UserError, match=f"the {what} is not finite at environment step 0"):
+        training.play.collect()
+    assert training.replay.filled == rows
+
+
+def test_an_action_that_went_wrong_is_named_and_not_played(monkeypatch):
+    training = main.Training(tiny_config(warmup_rows=1))
+    training.play.collect()
+    monkeypatch.setattr(training.agent, "act", lambda rows: np.full((len(rows), 4), np.nan))
+    with pytest.raises(UserError, match="the agent's action is not finite at environment step 4"):
+        training.play.collect()
 
 
 # ---------------------------------------------------------------------------- signals

@@ -11,9 +11,8 @@ import matches
 from dreamer import Dreamer
 from environments import make_environments
 from machine import Stop, Stopped
-from matches import Result, evaluate, evaluate_return, play_games
+from matches import Result, evaluate, evaluate_return, play_games, wilson_interval
 from opponents import OpponentPool, load
-from utils import wilson_interval
 
 HOCKEY = make_config(hockey__frame_skip=4).hockey
 

@@ -11,7 +11,8 @@ import pytest
 
 from evaluate import main
 from extras.plots import AXES, extremes, focus, read_runs, write_comparison_page, write_page
-from utils import UserError, wilson_interval
+from matches import wilson_interval
+from utils import UserError
 
 METRICS = (
     "world_model/loss world_model/kl_dynamics world_model/free_nats behavior/std train/wins "

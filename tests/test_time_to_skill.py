@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from extras.plots import read_runs
-from utils import wilson_interval
+from matches import wilson_interval
 
 ROOT = Path(__file__).parent.parent
 SPEC = importlib.util.spec_from_file_location(

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from matches import wilson_interval
 from utils import (
     Every,
     UserError,
@@ -21,7 +22,6 @@ from utils import (
     symlog,
     two_hot,
     update_return_scale,
-    wilson_interval,
 )
 
 # ---------------------------------------------------------------------------- mathematics
