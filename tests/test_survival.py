@@ -1,5 +1,6 @@
 """The long tests: processes killed, files damaged or malicious, disks full, configs made up."""
 
+import contextlib
 import os
 import pickle
 import random
@@ -32,10 +33,10 @@ from utils import UserError, check_finite, one_line
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*precision lowered")]
 
 LONG = {
-    "gradient_steps": 160,
+    "gradient_steps": 90,
     "save_every": 1,
-    "evaluate_every": 60,
-    "opponents__snapshot_every": 40,
+    "evaluate_every": 30,
+    "opponents__snapshot_every": 20,
 }
 
 
@@ -55,6 +56,15 @@ def start(keys=LONG, **options):
         if line.startswith("files"):
             break
     return process
+
+
+def wait_for_saves(process, count):
+    """Waits until so many checkpoints have been written: machines differ in speed."""
+    seen = set()
+    while len(seen) <= count and process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):  # between two renames
+            seen.add(STATE.stat().st_mtime_ns)
+        time.sleep(0.001)
 
 
 def newest():
@@ -82,7 +92,8 @@ def test_killed_at_twenty_moments(tmp_path, monkeypatch, keys):
     other = tmp_path.with_name(f"{tmp_path.name}_mutant")
     for kill in range(20):
         process = start(keys)
-        time.sleep(chance.uniform(0, 2.0))
+        wait_for_saves(process, chance.randint(0, 6))
+        time.sleep(chance.uniform(0, 0.2))
         while kill % 2 and process.poll() is None and not any(STATE.parent.glob(".*.part")):
             time.sleep(0.0005)  # every other time, wait until something is being saved
         process.kill()
@@ -92,7 +103,7 @@ def test_killed_at_twenty_moments(tmp_path, monkeypatch, keys):
         if kill == 10:
             shutil.copytree(tmp_path, other)
     print("gradient steps at the kills:", steps, "of them while saving:", half_written)
-    assert steps == sorted(steps) and half_written > 0 and steps[-1] > 5
+    assert steps == sorted(steps) and half_written > 0 and steps[-1] > 20
     run(**keys, resume="true")
     resumed = outcome()
 
@@ -110,7 +121,7 @@ def test_killed_at_twenty_moments(tmp_path, monkeypatch, keys):
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
 def test_a_signal_is_obeyed_within_fifteen_seconds(name):
     process = start()
-    time.sleep(0.3)
+    wait_for_saves(process, 2)
     began = time.time()
     process.send_signal(getattr(signal, name))
     process.communicate(timeout=60)
@@ -121,7 +132,7 @@ def test_a_signal_is_obeyed_within_fifteen_seconds(name):
 def test_the_second_interrupt_leaves_at_once_and_damages_nothing():
     for pause in (0.0, 0.005, 0.02, 0.05, 0.1):
         process = start()
-        time.sleep(0.2)
+        wait_for_saves(process, 2)
         process.send_signal(signal.SIGINT)
         time.sleep(pause)
         process.send_signal(signal.SIGINT)
@@ -129,7 +140,7 @@ def test_the_second_interrupt_leaves_at_once_and_damages_nothing():
         assert process.returncode in (-signal.SIGINT, main.STOPPED) and "Traceback" not in errors
         newest()
     run(**LONG, resume="true")
-    assert outcome()["steps"][1] == 160
+    assert outcome()["steps"][1] == 90
 
 
 def test_a_full_disk_ends_in_one_sentence_and_the_checkpoint_stays_good():
