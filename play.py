@@ -5,7 +5,8 @@ python play.py human champion --right
 python play.py tournament champion --server-url ADDRESS --server-port PORT --token TOKEN
 python play.py dream champion --against strong --out plots/dream.html
 
-Agents are named by a path or by what they are called in checkpoints/; bots by weak, strong, random.
+Agents are named by a path or by what they are called in checkpoints/; bots by weak, strong, random;
+own code by path.py:Class.
 """
 
 import argparse
@@ -118,7 +119,7 @@ def command_line():
     def add_command(name, function, player="agent"):
         command = commands.add_parser(name, help=function.__doc__.splitlines()[0])
         command.set_defaults(function=function)
-        command.add_argument(player, help="a .safetensors file, a name in checkpoints/, or a bot")
+        command.add_argument(player, help="a path, a name in checkpoints/, a bot, path.py:Class")
         command.add_argument("--seed", type=int, default=0, help="of games and bots")
         return command.add_argument
 
