@@ -11,18 +11,30 @@ from functools import partial
 
 import torch
 
+from dreamer import Dreamer
+from environments import make_environments
 from extras.league import report
 from extras.plots import read_runs, write_comparison_page
-from matches import play_games
-from opponents import find_agent, load
+from matches import evaluate_return, play_games
+from opponents import BOTS, AgentOpponent, called, find_agent, load
 from utils import UserError
 
 
 def evaluate(options):
-    """Prints one line for each opponent of the agent."""
+    """Prints one line for each opponent of the agent, or the return where there are none."""
     games, seed = options.games or 200, options.seed
-    agent = load(find_agent(options.checkpoint)).agent
-    for name in options.against:
+    path = find_agent(options.checkpoint)
+    agent = Dreamer.load(path)
+    name = agent.config.environment
+    if name != "hockey":
+        if options.against:
+            raise UserError(f"{options.checkpoint} plays {name}: --against has nobody there.")
+        worlds = make_environments(agent.config, games)
+        act = partial(agent.player().act, deterministic=True, plan=options.plan)
+        print(f"{name}: {games} episodes, mean return {evaluate_return(act, worlds, seed):.1f}")
+        return
+    AgentOpponent(agent, 1, called(path))  # it knows who can't play hockey
+    for name in options.against or BOTS[:2]:
         act = partial(agent.player().act, deterministic=True, plan=options.plan)
         opponent = load(name, games, seed)
         print(play_games(act, opponent, games, agent.config.hockey, seed), flush=True)
@@ -33,7 +45,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     agent = "a .safetensors file, or a folder with best.safetensors"
     parser.add_argument("checkpoint", nargs="?", help=agent)
-    parser.add_argument("--against", nargs="+", default=["weak", "strong"], help="opponents")
+    parser.add_argument("--against", nargs="+", help="opponents (weak strong)")
     parser.add_argument("--league", nargs="*", metavar="PLAYER", help="instead: a round robin")
     parser.add_argument("--compare", nargs="+", metavar="CSV", help="instead: draw runs together")
     parser.add_argument("--page", help="of the league or comparison (default: plots/<which>.html)")

@@ -12,6 +12,7 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import argparse
+import contextlib
 import sys
 import time
 
@@ -45,7 +46,7 @@ def main(config, stop):
     is_time_for_snapshot = Every(config.opponents.snapshot_every, agent.gradient_steps)
     is_time_to_log = Every(config.log_every, agent.gradient_steps)
     is_time_to_save = Every(config.save_every, agent.gradient_steps)
-    with progress_bar(agent.gradient_steps, config.gradient_steps) as bar:
+    with run.ending(), progress_bar(agent.gradient_steps, config.gradient_steps) as bar:
         while not play.is_enough() and not stop.requested:
             play.collect()  # the warm-up
 
@@ -89,6 +90,7 @@ class Training:
         if config.environment == "hockey":
             self.pool = OpponentPool(config.opponents, config.environments, device)
         environments = make_environments(config, config.environments, self.pool)
+        environments.reset(seed=config.seed)  # what fails does so before anything is deleted
         spaces = environments.single_observation_space, environments.single_action_space
         self.agent = Dreamer(config, *(space.shape[0] for space in spaces), device)
         hockey, rings, mirror = config.hockey, config.environments, None
@@ -228,6 +230,17 @@ class Training:
         print(f"resumed from {path} at {gradient_steps} gradient steps")
         print_changes(metadata["config"], OmegaConf.to_container(ours))
         self.go_on()
+
+    @contextlib.contextmanager
+    def ending(self):
+        """Closes the environments in the end, and says what is saved if something breaks it off."""
+        try:
+            yield
+        except UserError as error:
+            saved = f"saved up to gradient step {self.saved['steps'][1]}, where resume=true goes on"
+            raise UserError(f"{error} The run is {saved}.") from error
+        finally:
+            self.play.environments.close()
 
     def describe(self):
         """Prints what is about to run: device, sizes, memory, files."""

@@ -6,11 +6,13 @@ print just that.
 
 import contextlib
 import random
+import sys
 import traceback
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 
 class UserError(Exception):
@@ -22,6 +24,11 @@ def one_line(error):
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def warn(text):
+    """Prints a line to stderr, above a progress bar if there is one."""
+    tqdm.write(text, sys.stderr)
+
+
 @contextlib.contextmanager
 def blamed(who):
     """Turns whatever somebody else's code raises in its block into a `UserError` that names it."""
@@ -31,7 +38,8 @@ def blamed(who):
         raise
     except (Exception, SystemExit) as error:
         _, ours, *theirs = traceback.extract_tb(error.__traceback__)
-        theirs = [x for x in theirs if x.filename != ours.filename and "<" not in x.filename]
+        others = ("<", "site-packages", ours.filename)
+        theirs = [x for x in theirs if not any(other in x.filename for other in others)]
         place = [f" ({Path(x.filename).name}, line {x.lineno})" for x in theirs[-1:]]
         reason = f"{type(error).__name__}: {one_line(error)}{''.join(place)}"
         raise UserError(f"{who} failed: {reason}.") from error
