@@ -163,6 +163,12 @@ class Training:
                 self.log.add(self.pool.metrics(self.agent.gradient_steps))
             self.log.write(self.agent.gradient_steps, self.play.steps)
             if not self.files.page.exists() or time.time() - self.files.page.stat().st_mtime > 60:
+                self.write_page()
+
+    def write_page(self):
+        """Draws the page of the CSV anew, if there is one and nobody holds the page."""
+        if self.files.csv.exists():
+            with checkpoint.next_time():
                 write_page(self.files.csv, self.files.page)
 
     def save_agent(self, name):
@@ -202,8 +208,7 @@ class Training:
     def go_on(self):
         """Goes on from a checkpoint, just written or just read: all games start anew."""
         self.save_agent("latest")
-        if self.log.rows:
-            write_page(self.files.csv, self.files.page)
+        self.write_page()
         self.play.start()
 
     def restore(self):

@@ -14,7 +14,7 @@ import numpy as np
 
 from dreamer import Dreamer
 from hockey_env import BasicOpponent
-from utils import UserError, blamed
+from utils import UserError, blamed, warn
 
 BOTS = ("weak", "strong", "random")
 IN_A_ROW = 16  # games against one snapshot until it is another's turn: one at a time is faster
@@ -310,7 +310,10 @@ class OpponentPool:
         return {"snapshots": list(self.snapshots), "played": self.played, "results": self.results}
 
     def restore(self, state):
-        """Takes over what `state` returned, and reads the snapshots' files again."""
+        """Takes over what `state` returned, and reads the snapshots' files that are still there."""
         for path in state["snapshots"]:
-            self.add_snapshot(path)
+            if Path(path).exists():
+                self.add_snapshot(path)
+            else:
+                warn(f"the snapshot {path} is gone; the run goes on without it")
         self.played, self.results = state["played"], state["results"]
