@@ -102,14 +102,14 @@ def hold(path):
 
     Raises `UserError` if another process has it. Where files can't be locked, nothing happens.
     """
-    file = open(path, "a")  # noqa: SIM115  the cache keeps it open
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if "fcntl" in globals():
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         else:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
     except (BlockingIOError, PermissionError):
-        file.close()
+        os.close(file)
         raise UserError("another process is training it just now") from None
     except OSError:
         pass
@@ -184,7 +184,8 @@ class RunFiles:
 
     def clear(self):
         """Deletes an earlier run of this name."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in (self.folder, self.csv.with_suffix(".tensorboard")):
+            shutil.rmtree(folder, ignore_errors=True)
         for path in (self.csv, self.page):
             path.unlink(missing_ok=True)
 

@@ -8,6 +8,7 @@ import platform
 import re
 import signal
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -73,6 +74,14 @@ def free_memory(device):
         limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
         free.append(int(limit) - int(used))
     return min(free)
+
+
+def quiet_console():
+    """Lets any console print any name, and hides warnings that a user can do nothing about."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    for text in ("precision lowered", "Overriding environment"):  # by gymnasium
+        warnings.filterwarnings("ignore", f".*{text}")
 
 
 def use_threads(count):

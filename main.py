@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import sys
 import time
+from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
 
 import numpy as np
 import torch
@@ -30,7 +31,15 @@ from extras.film import check_recorder, film_agent
 from extras.plots import write_page
 from extras.tracker import open_tracker
 from hockey_wrapper import MIRROR
-from machine import Stop, Stopped, keep_freed_memory, name_of, pick_device, use_threads
+from machine import (
+    Stop,
+    Stopped,
+    keep_freed_memory,
+    name_of,
+    pick_device,
+    quiet_console,
+    use_threads,
+)
 from matches import evaluate
 from opponents import OpponentPool, find_agent
 from utils import Every, UserError, check_finite, one_line, seed_everything
@@ -100,7 +109,7 @@ class Training:
         self.replay = ReplayBuffer(
             config.replay, rings, *self.agent.sizes, device, config.environments, mirror
         )
-        self.log = checkpoint.Metrics(self.files.csv, open_tracker(config))
+        self.log, track_from = checkpoint.Metrics(self.files.csv), open_tracker(config)
         self.play = Collector(config, environments, self.pool, self.agent, self.replay, self.log)
         self.best, self.evaluated = -np.inf, 0  # score of best.safetensors; step last evaluated
         self.saved = None  # how far the run was at its last checkpoint
@@ -118,6 +127,7 @@ class Training:
             self.save()
         else:
             self.restore()
+        self.log.track = track_from(self.agent.gradient_steps)
 
     def take_weights(self, path):
         """Takes over the weights of a saved agent. Raises `UserError` if they don't fit."""
@@ -282,9 +292,10 @@ def progress_bar(done, total):
 
 def command_line(arguments=None):
     """Runs what the command line says; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
     parser.add_argument("--config", default="hockey.yml", help="a path, or a name in configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces a config key")
+    quiet_console()
     options, stop = parser.parse_intermixed_args(arguments), Stop()
     try:
         config = load_config(options.config, options.overrides)

@@ -112,6 +112,7 @@ def save_video(match, path, speed=1.0):
         every, how = 2, {"codec": "gif", "pix_fmt_out": "pal8", "quality": None}
         colours = "split[a][b];[a]palettegen=stats_mode=single:max_colors=64[p];[b][p]paletteuse"
         output = ["-lavfi", f"{colours}=new=1:dither=none", "-f", "gif"]
+    how["ffmpeg_log_level"] = "error"  # not what it thinks of equal colours
     how |= {"fps": FPS * speed / every, "macro_block_size": 2, "output_params": output}
 
     def film(file):
