@@ -5,12 +5,12 @@ Whatever is read is data: nothing in a file is ever executed.
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
 import shutil
 import time
+import weakref
 from pathlib import Path
 
 import pandas
@@ -96,9 +96,8 @@ def check_writable(folder):
         raise UserError(f"The folder {folder}/ is read-only: make it writable, or run elsewhere.")
 
 
-@functools.cache
 def hold(path):
-    """Locks a file for as long as this process lives: the system unlocks it however that ends.
+    """Locks a file until `os.close` of what it returns, or until the process ends, however it does.
 
     Raises `UserError` if another process has it. Where files can't be locked, nothing happens.
     """
@@ -161,11 +160,15 @@ class RunFiles:
         self.csv, self.page = Path("metrics") / f"{run}.csv", Path("plots") / f"{run}.html"
 
     def claim(self, resume, overwrite):
-        """Returns whether the run starts from nothing. Raises `UserError` if its name is taken."""
+        """Returns whether the run starts from nothing; from now on it is this process's alone.
+
+        Raises `UserError` if its name is taken.
+        """
         for folder in (self.folder.parent, self.csv.parent, self.page.parent):
             check_writable(folder)
         try:
-            hold((self.folder.parent / f".{self.run}.lock").resolve())
+            lock = hold(self.folder.parent / f".{self.run}.lock")
+            self.release = weakref.finalize(self, os.close, lock)
         except UserError as error:
             raise UserError(f"The run '{self.run}' is taken: {error}.") from None
         can_resume = self.newest.exists() or self.previous.exists()

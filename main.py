@@ -248,7 +248,7 @@ class Training:
 
     @contextlib.contextmanager
     def ending(self):
-        """Closes the environments in the end, and says what is saved if something breaks it off."""
+        """Lets go of environments and files in the end; says what is saved if something breaks."""
         try:
             yield
         except UserError as error:
@@ -256,6 +256,7 @@ class Training:
             raise UserError(f"{error} The run is {saved}.") from error
         finally:
             self.play.environments.close()
+            self.files.release()
 
     def describe(self):
         """Prints what is about to run: device, sizes, memory, files."""

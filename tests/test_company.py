@@ -27,9 +27,9 @@ def empty_folder(tmp_path, monkeypatch):
 
 
 def test_a_run_has_one_process_and_a_killed_one_blocks_nobody():
-    program = "from checkpoint import RunFiles; RunFiles('tiny').claim(True, False); print(1)"
+    program = "from checkpoint import RunFiles; files = RunFiles('tiny'); files.claim(True, False)"
     other = subprocess.Popen(
-        [sys.executable, "-uc", f"{program}; input()"],
+        [sys.executable, "-uc", f"{program}; print(1); input()"],
         env=os.environ | {"PYTHONPATH": str(Path(main.__file__).parent)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -45,6 +45,14 @@ def test_a_run_has_one_process_and_a_killed_one_blocks_nobody():
         other.communicate()
     assert RunFiles("tiny").claim(True, False)
     assert RunFiles("tiny").claim(True, False)  # again in the same process
+
+
+def test_a_run_that_has_ended_leaves_its_name_to_others():
+    run(gradient_steps=1)
+    run(gradient_steps=2, crash_after=5, resume="true")
+    program = "from checkpoint import RunFiles; RunFiles('tiny').claim(True, False)"
+    path = os.environ | {"PYTHONPATH": str(Path(main.__file__).parent)}
+    assert subprocess.run([sys.executable, "-c", program], env=path).returncode == 0
 
 
 # ---------------------------------------------------------------------------- memory
