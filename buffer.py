@@ -12,6 +12,7 @@ Each game (and each player's view of it) has its own ring, all written at the sa
 
 import torch
 
+from machine import free_memory
 from utils import UserError
 
 
@@ -25,7 +26,7 @@ class ReplayBuffer:
 
         The first `own` rings (default: all) are the agent's own play, the others its opponents'.
         `mirror`: signs (observation + action,) of a symmetry of the game, if it has one. Raises
-        `UserError` if a ring would be shorter than a window.
+        `UserError` if a ring would be shorter than a window, or memory does not suffice.
         """
         rows, window = settings.rows, settings.batch_length
         if rows // rings < window:
@@ -35,6 +36,12 @@ class ReplayBuffer:
             )
         self.sizes = [observation_size, action_size, 1, 1, 1]
         self.rings, self.own, self.length = rings, rings if own is None else own, rows // rings
+        wanted, free = 4 * self.length * rings * sum(self.sizes), free_memory(torch.device(device))
+        if wanted > free:
+            raise UserError(
+                f"replay.rows: {rows} rows take {wanted / 1e9:.1f} GB of memory, and"
+                f" {free / 1e9:.1f} GB are there."
+            )
         self.rows = torch.zeros(self.length, rings, sum(self.sizes), device=device)
         signs = None if mirror is None else torch.tensor([*mirror, 1, 1, 1], dtype=torch.float32)
         self.signs = None if mirror is None else signs.to(device)

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import time
+import weakref
 from pathlib import Path
 
 import pandas
@@ -17,14 +18,32 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from utils import UserError, check_finite, one_line
+from utils import UserError, check_finite, one_line, warn
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    import msvcrt
+
+
+class Held(UserError):
+    """Somebody else holds the file just now; it may go well the next time."""
+
+
+@contextlib.contextmanager
+def next_time():
+    """Lets its block fail, with a warning, if somebody else holds the file that it writes."""
+    try:
+        yield
+    except Held as error:
+        warn(f"{error}; is it open elsewhere? The next row tries again")
 
 
 def write_atomically(path, write, previous=None):
     """Calls `write(temporary_path)`, flushes it to disk and renames it to `path`.
 
     So `path` is never half written. What it was before becomes `previous`, if that is given.
-    Raises `UserError` if the disk or folder refuses.
+    Raises `UserError` if the disk or folder refuses, and its `Held` if the file does.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.part")
@@ -45,7 +64,8 @@ def write_atomically(path, write, previous=None):
             temporary.unlink()
         # torch reports a full disk as RuntimeError, safetensors with an error of its own
         if isinstance(error, (OSError, RuntimeError, SafetensorError)):
-            raise UserError(f"Could not write {path}: {reason}") from None
+            kind = Held if isinstance(error, PermissionError) else UserError
+            raise kind(f"Could not write {path}: {reason}") from None
         raise
 
 
@@ -74,6 +94,25 @@ def check_writable(folder):
         raise UserError(f"The folder {folder}/ can't be made: {one_line(error)}") from None
     if not os.access(folder, os.W_OK):
         raise UserError(f"The folder {folder}/ is read-only: make it writable, or run elsewhere.")
+
+
+def hold(path):
+    """Locks a file until `os.close` of what it returns, or until the process ends, however it does.
+
+    Raises `UserError` if another process has it. Where files can't be locked, nothing happens.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if "fcntl" in globals():
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+    except (BlockingIOError, PermissionError):
+        os.close(file)
+        raise UserError("another process is training it just now") from None
+    except OSError:
+        pass
+    return file
 
 
 def checksum(tensors, texts):
@@ -121,9 +160,17 @@ class RunFiles:
         self.csv, self.page = Path("metrics") / f"{run}.csv", Path("plots") / f"{run}.html"
 
     def claim(self, resume, overwrite):
-        """Returns whether the run starts from nothing. Raises `UserError` if its name is taken."""
+        """Returns whether the run starts from nothing; from now on it is this process's alone.
+
+        Raises `UserError` if its name is taken.
+        """
         for folder in (self.folder.parent, self.csv.parent, self.page.parent):
             check_writable(folder)
+        try:
+            lock = hold(self.folder.parent / f".{self.run}.lock")
+            self.release = weakref.finalize(self, os.close, lock)
+        except UserError as error:
+            raise UserError(f"The run '{self.run}' is taken: {error}.") from None
         can_resume = self.newest.exists() or self.previous.exists()
         if resume and can_resume:
             return False
@@ -140,7 +187,8 @@ class RunFiles:
 
     def clear(self):
         """Deletes an earlier run of this name."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for folder in (self.folder, self.csv.with_suffix(".tensorboard")):
+            shutil.rmtree(folder, ignore_errors=True)
         for path in (self.csv, self.page):
             path.unlink(missing_ok=True)
 
@@ -177,7 +225,8 @@ class Metrics:
         """Goes on with the rows of a checkpoint, and cuts the CSV where they end."""
         self.rows = rows
         self.started -= 60 * rows[-1]["minutes"] if rows else 0
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(PermissionError):
+            self.path.unlink(missing_ok=True)
         self.save()
 
     def add(self, metrics):
@@ -224,10 +273,11 @@ class Metrics:
         self.pending, self.seconds = {}, {}
 
     def save(self):
-        """Writes the CSV."""
+        """Writes the CSV, or says that it is held elsewhere."""
         if self.rows:
             table = pandas.DataFrame(self.rows)
-            write_atomically(self.path, lambda file: table.to_csv(file, index=False))
+            with next_time():
+                write_atomically(self.path, lambda file: table.to_csv(file, index=False))
 
 
 def _stacked(values):

@@ -1,5 +1,8 @@
 """The worlds an agent is trained in, hockey or any Gymnasium id, and how it plays there."""
 
+import warnings
+from functools import partial
+
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
@@ -7,7 +10,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from hockey_wrapper import HockeyGames
 from opponents import OneOpponent, PerGame
-from utils import UserError, check_finite, one_line, seed_everything
+from utils import UserError, blamed, check_finite, one_line, seed_everything, warn
 
 
 def make_environments(config, count, pool=None):
@@ -19,20 +22,78 @@ def make_environments(config, count, pool=None):
     if config.environment == "hockey":
         games = HockeyGames(config.hockey, count, pool)
         return RecordEpisodeStatistics(games)
-    try:
+    with warnings.catch_warnings(action="ignore", category=UserWarning), blamed(who(config)):
         environments = gymnasium.make_vec(
             config.environment,
             count,
             vectorization_mode="sync",
             vector_kwargs={"autoreset_mode": AutoresetMode.NEXT_STEP},
-            wrappers=[lambda env: gymnasium.wrappers.RescaleAction(env, -1.0, 1.0)],
+            wrappers=[partial(UnitActions, name=who(config))],
         )
-    except (gymnasium.error.Error, AssertionError, ImportError, TypeError) as error:
-        reason = one_line(error)
-        raise UserError(f"environment: {config.environment} can't be used: {reason}") from None
     if len(environments.single_observation_space.shape or ()) != 1:
-        raise UserError(f"environment: {config.environment} has no flat Box observations.")
-    return RecordEpisodeStatistics(environments)
+        raise UserError(f"{who(config)} has no flat Box observations.")
+    return Worlds(environments, who(config))
+
+
+def who(config):
+    """Returns how messages speak of the config's environment."""
+    return f"environment: {config.environment}"
+
+
+class UnitActions(gymnasium.ActionWrapper):
+    """An environment whose actions are a Box of finite bounds, played by flat ones in [-1, 1].
+
+    What it gets is a member of its own Box: of its shape, its dtype, and within the bounds.
+    """
+
+    def __init__(self, env, name="environment"):
+        """Raises `UserError`, with this name, for other actions."""
+        super().__init__(env)
+        self.box = box = env.action_space
+        if not isinstance(box, gymnasium.spaces.Box):
+            raise UserError(f"{name}: its actions are no Box of numbers: {one_line(box)}.")
+        if not (np.isfinite(box.low) & np.isfinite(box.high)).all():
+            raise UserError(f"{name}: its actions have no finite bounds: {one_line(box)}.")
+        size = int(np.prod(box.shape))
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (size,), np.float32)
+
+    def action(self, action):
+        """(A,) in [-1, 1] -> a member of the Box."""
+        share = (np.clip(action.astype(float), -1, 1).reshape(self.box.shape) + 1) / 2
+        scaled = (1 - share) * self.box.low + share * self.box.high
+        if np.issubdtype(self.box.dtype, np.integer):
+            scaled = np.rint(scaled)
+        return np.clip(scaled, self.box.low, self.box.high).astype(self.box.dtype)
+
+
+class Worlds(RecordEpisodeStatistics):
+    """Somebody's environments side by side: whatever fails in them is a sentence."""
+
+    def __init__(self, environments, name):
+        super().__init__(environments)
+        self.name = name
+
+    def reset(self, **options):
+        """Starts all episodes -> observations, info. Raises `UserError` with the name."""
+        with blamed(f"{self.name} (reset)"):
+            observations, info = super().reset(**options)
+        return self.checked("observation", observations), info
+
+    def step(self, actions):
+        """One step in each -> observations, rewards, ...; `UserError` with the name."""
+        with blamed(f"{self.name} (step)"), np.errstate(over="ignore"):
+            observations, rewards, *rest = super().step(actions)
+        observations = self.checked("observation", observations)
+        return observations, self.checked("reward", rewards), *rest
+
+    def checked(self, name, numbers):
+        """Returns the numbers as float32. Raises `UserError` if it can't hold one of them."""
+        with np.errstate(over="ignore"):
+            held = np.asarray(numbers, np.float32)
+        if not np.isfinite(held).all():
+            wrong = np.asarray(numbers)[~np.isfinite(held)][0]
+            raise UserError(f"{self.name} gave the {name} {wrong}, which float32 can't hold.")
+        return held
 
 
 class Collector:
@@ -43,6 +104,8 @@ class Collector:
         self.config, self.environments, self.pool = config, environments, pool
         self.agent, self.replay, self.log = agent, replay, log
         self.steps = 0  # decisions so far, over all environments
+        settings = config.dreamer  # a larger reward than the largest bin counts as that
+        self.largest = np.expm1(settings.bin_limit) if settings.scalar == "twohot" else np.inf
 
     def start(self):
         """Starts everything random anew: the same after a checkpoint and after a resume from it.
@@ -82,6 +145,7 @@ class Collector:
         with self.log.timed("collect"):
             if self.steps < self._warmup_steps() and not self.config.init:
                 action = np.random.uniform(-1, 1, self.environments.action_space.shape)
+                action = action.astype(np.float32)
             else:
                 action = self.agent.act(self.observation)
             check_finite({"the agent's action": action}, self.where())
@@ -98,6 +162,12 @@ class Collector:
         """Writes one row per game, and one per game as the opponent saw it."""
         numbers = {"the observation": self.observation, "the reward": reward}
         check_finite(numbers, self.where())
+        if abs(reward).max() > self.largest:
+            largest, self.largest = self.largest, np.inf  # this is said once
+            warn(
+                f"a reward of {abs(reward).max():g} counts as that of the largest bin,"
+                f" {largest:.4g}: raise dreamer.bin_limit"
+            )
         columns = [self.observation, action, reward, self.is_first, terminated]
         if self.replay.rings > len(reward):
             names = ("observation", "action", "reward")

@@ -3,26 +3,42 @@
 python evaluate.py checkpoints/hockey/best.safetensors --against weak strong --games 200
 python evaluate.py --league checkpoints/a.safetensors checkpoints/b.safetensors weak strong
 python evaluate.py --compare metrics/a_seed0.csv metrics/a_seed1.csv metrics/b_seed0.csv
+
+Exit status: 0 it is done, 2 something to mend (one sentence says what).
 """
 
 import argparse
 import sys
+from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
 from functools import partial
 
 import torch
 
+from dreamer import Dreamer
+from environments import make_environments
 from extras.league import report
 from extras.plots import read_runs, write_comparison_page
-from matches import play_games
-from opponents import find_agent, load
+from machine import quiet_console
+from matches import evaluate_return, play_games
+from opponents import BOTS, AgentOpponent, called, find_agent, load
 from utils import UserError
 
 
 def evaluate(options):
-    """Prints one line for each opponent of the agent."""
+    """Prints one line for each opponent of the agent, or the return where there are none."""
     games, seed = options.games or 200, options.seed
-    agent = load(find_agent(options.checkpoint)).agent
-    for name in options.against:
+    path = find_agent(options.checkpoint)
+    agent = Dreamer.load(path)
+    name = agent.config.environment
+    if name != "hockey":
+        if options.against:
+            raise UserError(f"{options.checkpoint} plays {name}: --against has nobody there.")
+        worlds = make_environments(agent.config, games)
+        act = partial(agent.player().act, deterministic=True, plan=options.plan)
+        print(f"{name}: {games} episodes, mean return {evaluate_return(act, worlds, seed):.1f}")
+        return
+    AgentOpponent(agent, 1, called(path))  # it knows who can't play hockey
+    for name in options.against or BOTS[:2]:
         act = partial(agent.player().act, deterministic=True, plan=options.plan)
         opponent = load(name, games, seed)
         print(play_games(act, opponent, games, agent.config.hockey, seed), flush=True)
@@ -30,10 +46,10 @@ def evaluate(options):
 
 def main(arguments=None):
     """Does what the command line asks for; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
     agent = "a .safetensors file, or a folder with best.safetensors"
     parser.add_argument("checkpoint", nargs="?", help=agent)
-    parser.add_argument("--against", nargs="+", default=["weak", "strong"], help="opponents")
+    parser.add_argument("--against", nargs="+", help="opponents (weak strong)")
     parser.add_argument("--league", nargs="*", metavar="PLAYER", help="instead: a round robin")
     parser.add_argument("--compare", nargs="+", metavar="CSV", help="instead: draw runs together")
     parser.add_argument("--page", help="of the league or comparison (default: plots/<which>.html)")
@@ -41,13 +57,16 @@ def main(arguments=None):
     parser.add_argument("--plan", action="store_true", help="agents look ahead before each action")
     parser.add_argument("--seed", type=int, default=0, help="of games and opponents")
     options = parser.parse_args(arguments)
+    quiet_console()
     torch.set_num_threads(1)  # small matrices: more threads only wait for each other
     asked = [options.checkpoint, options.league, options.compare]
     if asked.count(None) != 2:
         parser.error("name a checkpoint, or all players after --league, or CSVs after --compare")
     try:
-        if options.seed < 0 or options.games is not None and options.games < 1:
-            raise UserError("--games must be at least 1 and --seed at least 0.")
+        if not 0 <= options.seed < 2**31:
+            raise UserError("--seed must be from 0 to 2147483647.")
+        if options.games is not None and options.games < 1:
+            raise UserError("--games must be at least 1.")
         torch.manual_seed(options.seed)  # of the plans
         if options.checkpoint is not None:
             evaluate(options)

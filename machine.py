@@ -5,8 +5,10 @@ import ctypes
 import functools
 import os
 import platform
+import re
 import signal
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -57,6 +59,29 @@ def keep_freed_memory():
         trim_threshold, mmap_threshold = -1, -3
         mallopt(mmap_threshold, 2**30)
         mallopt(trim_threshold, 2**31 - 1)
+
+
+def free_memory(device):
+    """Returns how many bytes a tensor on this device may take; infinite where nobody knows."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = [float("inf")]
+    with contextlib.suppress(OSError):  # Linux
+        text = Path("/proc/meminfo").read_text()
+        free.append(1024 * int(re.search(r"MemAvailable:\s+(\d+)", text)[1]))
+    with contextlib.suppress(OSError, ValueError):  # a container's or a job's limit
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
+        free.append(int(limit) - int(used))
+    return min(free)
+
+
+def quiet_console():
+    """Lets any console print any name, and hides warnings that a user can do nothing about."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    for text in ("precision lowered", "Overriding environment"):  # by gymnasium
+        warnings.filterwarnings("ignore", f".*{text}")
 
 
 def use_threads(count):

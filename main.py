@@ -12,8 +12,10 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import argparse
+import contextlib
 import sys
 import time
+from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
 
 import numpy as np
 import torch
@@ -29,7 +31,15 @@ from extras.film import check_recorder, film_agent
 from extras.plots import write_page
 from extras.tracker import open_tracker
 from hockey_wrapper import MIRROR
-from machine import Stop, Stopped, keep_freed_memory, name_of, pick_device, use_threads
+from machine import (
+    Stop,
+    Stopped,
+    keep_freed_memory,
+    name_of,
+    pick_device,
+    quiet_console,
+    use_threads,
+)
 from matches import evaluate
 from opponents import OpponentPool, find_agent
 from utils import Every, UserError, check_finite, one_line, seed_everything
@@ -45,7 +55,7 @@ def main(config, stop):
     is_time_for_snapshot = Every(config.opponents.snapshot_every, agent.gradient_steps)
     is_time_to_log = Every(config.log_every, agent.gradient_steps)
     is_time_to_save = Every(config.save_every, agent.gradient_steps)
-    with progress_bar(agent.gradient_steps, config.gradient_steps) as bar:
+    with run.ending(), progress_bar(agent.gradient_steps, config.gradient_steps) as bar:
         while not play.is_enough() and not stop.requested:
             play.collect()  # the warm-up
 
@@ -89,6 +99,7 @@ class Training:
         if config.environment == "hockey":
             self.pool = OpponentPool(config.opponents, config.environments, device)
         environments = make_environments(config, config.environments, self.pool)
+        environments.reset(seed=config.seed)  # what fails does so before anything is deleted
         spaces = environments.single_observation_space, environments.single_action_space
         self.agent = Dreamer(config, *(space.shape[0] for space in spaces), device)
         hockey, rings, mirror = config.hockey, config.environments, None
@@ -98,7 +109,7 @@ class Training:
         self.replay = ReplayBuffer(
             config.replay, rings, *self.agent.sizes, device, config.environments, mirror
         )
-        self.log = checkpoint.Metrics(self.files.csv, open_tracker(config))
+        self.log, track_from = checkpoint.Metrics(self.files.csv), open_tracker(config)
         self.play = Collector(config, environments, self.pool, self.agent, self.replay, self.log)
         self.best, self.evaluated = -np.inf, 0  # score of best.safetensors; step last evaluated
         self.saved = None  # how far the run was at its last checkpoint
@@ -116,6 +127,7 @@ class Training:
             self.save()
         else:
             self.restore()
+        self.log.track = track_from(self.agent.gradient_steps)
 
     def take_weights(self, path):
         """Takes over the weights of a saved agent. Raises `UserError` if they don't fit."""
@@ -161,6 +173,12 @@ class Training:
                 self.log.add(self.pool.metrics(self.agent.gradient_steps))
             self.log.write(self.agent.gradient_steps, self.play.steps)
             if not self.files.page.exists() or time.time() - self.files.page.stat().st_mtime > 60:
+                self.write_page()
+
+    def write_page(self):
+        """Draws the page of the CSV anew, if there is one and nobody holds the page."""
+        if self.files.csv.exists():
+            with checkpoint.next_time():
                 write_page(self.files.csv, self.files.page)
 
     def save_agent(self, name):
@@ -200,8 +218,7 @@ class Training:
     def go_on(self):
         """Goes on from a checkpoint, just written or just read: all games start anew."""
         self.save_agent("latest")
-        if self.log.rows:
-            write_page(self.files.csv, self.files.page)
+        self.write_page()
         self.play.start()
 
     def restore(self):
@@ -228,6 +245,18 @@ class Training:
         print(f"resumed from {path} at {gradient_steps} gradient steps")
         print_changes(metadata["config"], OmegaConf.to_container(ours))
         self.go_on()
+
+    @contextlib.contextmanager
+    def ending(self):
+        """Lets go of environments and files in the end; says what is saved if something breaks."""
+        try:
+            yield
+        except UserError as error:
+            saved = f"saved up to gradient step {self.saved['steps'][1]}, where resume=true goes on"
+            raise UserError(f"{error} The run is {saved}.") from error
+        finally:
+            self.play.environments.close()
+            self.files.release()
 
     def describe(self):
         """Prints what is about to run: device, sizes, memory, files."""
@@ -265,9 +294,10 @@ def progress_bar(done, total):
 
 def command_line(arguments=None):
     """Runs what the command line says; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
     parser.add_argument("--config", default="hockey.yml", help="a path, or a name in configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces a config key")
+    quiet_console()
     options, stop = parser.parse_intermixed_args(arguments), Stop()
     try:
         config = load_config(options.config, options.overrides)

@@ -4,6 +4,7 @@ Games are played side by side until the last one has ended. Who the players are 
 `opponents.py`, the game to `hockey_wrapper.py`.
 """
 
+import contextlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,9 @@ import numpy as np
 from environments import make_environments
 from hockey_wrapper import HockeyGames
 from opponents import BOTS, OneOpponent
+from utils import warn
+
+LONGEST_EPISODE = 10_000  # steps of an evaluation's episode: it ends there whatever happens
 
 
 def wilson_interval(share, games):
@@ -103,14 +107,23 @@ def play_games(act, opponent, games, settings, seed=0):
 def evaluate_return(act, environments, seed=0):
     """Returns the mean return of one episode in each of a Gymnasium vector environment.
 
-    `act`: observations (n, O) -> actions (n, A), asked once per step.
+    `act`: observations (n, O) -> actions (n, A), asked once per step. It closes the environments.
+    An episode that does not end counts up to `LONGEST_EPISODE`, which is said.
     """
-    observations, _ = environments.reset(seed=seed)
-    total, running = np.zeros(len(observations)), np.ones(len(observations), bool)
-    while running.any():
-        observations, reward, terminated, truncated, _ = environments.step(act(observations))
-        total += reward * running
-        running &= ~(terminated | truncated)
+    with contextlib.closing(environments):
+        observations, _ = environments.reset(seed=seed)
+        total, running = np.zeros(len(observations)), np.ones(len(observations), bool)
+        for _ in range(LONGEST_EPISODE):
+            observations, reward, terminated, truncated, _ = environments.step(act(observations))
+            total += reward * running
+            running &= ~(terminated | truncated)
+            if not running.any():
+                break
+        else:
+            warn(
+                f"{running.sum()} of {len(running)} evaluation episodes did not end within"
+                f" {LONGEST_EPISODE:,} steps; their returns are those so far"
+            )
     return float(total.mean())
 
 
@@ -134,7 +147,6 @@ def evaluate(agent, config, pool, stop):
     if pool is None:
         episodes = make_environments(config, games)
         score = evaluate_return(fresh_player(), episodes, seed)
-        episodes.close()
         return {"evaluation/return": score}, score, {"return": f"{score:.1f}"}
     metrics, scores, shown = {}, [], {}
     for name, rival in pool.rivals(games, seed).items():

@@ -1,9 +1,12 @@
-"""Who stands on the other side: scripted bots, saved agents, and the pool that picks among them.
+"""Who stands on the other side: bots, saved agents, own code, and the pool that picks among them.
 
 Every opponent has a `name`, `reset(games)` and `act(observations, games)`, called once per game
 frame with its own view of the game; without `games` they also take a single game's 18 numbers.
 """
 
+import functools
+import importlib.util
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import numpy as np
 
 from dreamer import Dreamer
 from hockey_env import BasicOpponent
-from utils import UserError, one_line
+from utils import UserError, blamed, warn
 
 BOTS = ("weak", "strong", "random")
 IN_A_ROW = 16  # games against one snapshot until it is another's turn: one at a time is faster
@@ -27,8 +30,9 @@ class PerGame:
     def reset(self, games=None):
         """Tells the players of these games (default: all) that a game starts."""
         games = range(len(self.players)) if games is None else games
-        for game in games:
-            getattr(self.players[game], "reset", lambda: None)()
+        with blamed(f"The opponent '{self.name}'"):
+            for game in games:
+                getattr(self.players[game], "reset", lambda: None)()
 
     def act(self, observations, games=None):
         """Observations (n, 18) of these games (default: the first n), or (18,), -> actions."""
@@ -96,27 +100,50 @@ class AgentOpponent:
         return self.action[games]
 
 
-def ask(opponent, observations, games):
-    """Returns its actions (n, 4) in these games. Raises `UserError`, with its name, if it fails.
+def ask(player, observations, games=None):
+    """Returns a player's actions (n, 4) in these games, or (4,) for a single game's (18,).
 
-    So the game goes no further, and what the opponent did is never learned from.
+    Raises `UserError` with its name if it fails. So the game goes no further, and what the player
+    did is never learned from.
     """
-    name = getattr(opponent, "name", type(opponent).__name__)
-    try:
-        actions = np.asarray(opponent.act(observations, games), np.float32)
-    except UserError:
-        raise
-    except Exception as error:  # somebody else's code raises almost anything
-        kind = type(error).__name__
-        raise UserError(f"The opponent '{name}' failed: {kind}: {one_line(error)}") from error
-    if actions.shape != (len(games), 4):
-        raise UserError(
-            f"The opponent '{name}' returned actions {actions.shape}, not ({len(games)}, 4)."
-        )
+    name = f"The opponent '{getattr(player, 'name', type(player).__name__)}'"
+    with blamed(name):  # somebody else's code raises almost anything
+        actions = player.act(observations, *(() if games is None else (games,)))
+        actions = np.asarray(actions, np.float32)
+    expected = (4,) if games is None else (len(games), 4)
+    if actions.shape != expected:
+        raise UserError(f"{name} returned actions {actions.shape}, not {expected}.")
     if not abs(actions).max() <= 1 + 1e-5:  # also true for NaN
         wrong = actions[~(abs(actions) <= 1 + 1e-5)][0]
-        raise UserError(f"The opponent '{name}' returned {wrong}; actions are within [-1, 1].")
+        raise UserError(f"{name} returned {wrong}; actions are within [-1, 1].")
     return actions
+
+
+@functools.cache
+def import_file(path):
+    """Returns the module of a Python file, which runs once; its neighbours can be imported."""
+    sys.path.append(str(path.parent))
+    spec = importlib.util.spec_from_file_location(f"own code {path}", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    with blamed(path.name):
+        spec.loader.exec_module(module)
+    return module
+
+
+def own_class(spec):
+    """Returns the class that "path.py:Class" means. Raises `UserError` if it is no player's.
+
+    Naming a Python file is the user's decision to run it; all other files are data.
+    """
+    file, _, name = str(spec).rpartition(":")
+    if not Path(file).is_file():
+        raise UserError(f"{spec}: there is no file {file or spec}; own code is path.py:Class.")
+    found = getattr(import_file(Path(file).resolve()), name, None)
+    if not isinstance(found, type):
+        raise UserError(f"{file} has no class '{name}'.")
+    if not callable(getattr(found, "act", None)):
+        raise UserError(f"{spec} needs a method act(self, observation), which returns 4 numbers.")
+    return found
 
 
 def find_agent(name):
@@ -138,19 +165,26 @@ def find_agent(name):
     )
 
 
+def is_code(spec):
+    """Says whether it is somebody's own code: "path.py:Class"."""
+    return Path(spec).name.partition(":")[0].endswith(".py")
+
+
 def find_player(name):
-    """Returns a bot's name as it is, or the path of a saved agent. Raises `UserError`."""
-    return name if name in BOTS else find_agent(name)
+    """Returns a bot's name as it is, or the path of a saved agent or own code, or `UserError`."""
+    return name if name in BOTS else Path(name) if is_code(name) else find_agent(name)
 
 
 def called(player):
-    """Returns what a bot or a saved agent is called: its file's name, or its run's."""
+    """Returns what a player is called: a bot, a class, an agent's file, or its run."""
     path = Path(player)
+    if is_code(path):
+        return path.name.rpartition(":")[2]
     return path.parent.name if path.stem in ("best", "latest") else path.stem
 
 
 def load(spec, games=1, seed=0, deterministic=True, device="cpu", plan=False):
-    """Returns the opponent that `spec` names: a bot, or a saved agent (see `find_agent`).
+    """Returns the opponent that `spec` names: a bot, "path.py:Class", or a saved agent.
 
     It plays in `games` games side by side; `deterministic` and `plan` are those of `Dreamer.act`.
     Raises `UserError` if there is no such opponent.
@@ -161,6 +195,10 @@ def load(spec, games=1, seed=0, deterministic=True, device="cpu", plan=False):
     if spec in BOTS:
         weak = spec == "weak"
         return PerGame([BasicOpponent(weak=weak, seed=int(s)) for s in seeds], spec)
+    if is_code(spec):
+        make = own_class(spec)
+        with blamed(f"{spec}: {make.__name__}()"):
+            return PerGame([make() for _ in range(games)], called(spec))
     path = find_agent(spec)
     return AgentOpponent(Dreamer.load(path, device), games, called(path), deterministic, plan)
 
@@ -186,6 +224,10 @@ class OpponentPool:
         fixed = dict.fromkeys(("weak", "strong", *self.settings.files))
         for number, name in enumerate(fixed):
             fixed[name] = load(name, self.games, seed + 1 + number, device=self.device)
+        names = [one.name for one in fixed.values()]
+        for spec, one in fixed.items():
+            if names.count(one.name) > 1 or one.name.startswith("snapshot"):
+                one.name = spec  # who is counted apart has a name of his own
         self.fixed = fixed
         self.turn, self.games_left = None, 0  # the snapshot to play (a path), for so many games
         for snapshot in self.snapshots.values():
@@ -239,7 +281,8 @@ class OpponentPool:
         """
         total, shares = max(1, sum(self.played.values())), {}
         for name, games in sorted(self.played.items()):
-            kind = "opponents/" + ("snapshots" if name.startswith("snapshot") else name)
+            is_snapshot = name.startswith("snapshot") and name not in self.fixed
+            kind = "opponents/" + ("snapshots" if is_snapshot else name)
             shares[kind] = shares.get(kind, 0) + games / total
         return shares | {
             f"pool/{name}": gradient_step - int(one.name.removeprefix("snapshot_"))
@@ -267,7 +310,10 @@ class OpponentPool:
         return {"snapshots": list(self.snapshots), "played": self.played, "results": self.results}
 
     def restore(self, state):
-        """Takes over what `state` returned, and reads the snapshots' files again."""
+        """Takes over what `state` returned, and reads the snapshots' files that are still there."""
         for path in state["snapshots"]:
-            self.add_snapshot(path)
+            if Path(path).exists():
+                self.add_snapshot(path)
+            else:
+                warn(f"the snapshot {path} is gone; the run goes on without it")
         self.played, self.results = state["played"], state["results"]

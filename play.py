@@ -5,12 +5,16 @@ python play.py human champion --right
 python play.py tournament champion --server-url ADDRESS --server-port PORT --token TOKEN
 python play.py dream champion --against strong --out plots/dream.html
 
-Agents are named by a path or by what they are called in checkpoints/; bots by weak, strong, random.
+Agents are named by a path or by what they are called in checkpoints/; bots by weak, strong, random;
+own code by path.py:Class.
+
+Exit status: 0 it is done, 2 something to mend (one sentence says what), 130 Ctrl-C.
 """
 
 import argparse
 import os
 import sys
+from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # its greeting
 
@@ -22,6 +26,7 @@ from extras.dreams import dream
 from extras.film import INK, PICTURE, Match, save_video, write
 from extras.tournament import compete
 from hockey_env import FPS, GREY, WHITE
+from machine import quiet_console
 from opponents import load
 from utils import UserError, one_line
 
@@ -112,13 +117,13 @@ def human(options):
 
 def command_line():
     """Returns the parser of all commands."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add_command(name, function, player="agent"):
         command = commands.add_parser(name, help=function.__doc__.splitlines()[0])
         command.set_defaults(function=function)
-        command.add_argument(player, help="a .safetensors file, a name in checkpoints/, or a bot")
+        command.add_argument(player, help="a path, a name in checkpoints/, a bot, path.py:Class")
         command.add_argument("--seed", type=int, default=0, help="of games and bots")
         return command.add_argument
 
@@ -144,10 +149,13 @@ def command_line():
 def main(arguments=None):
     """Runs the command; returns the exit status."""
     options = command_line().parse_args(arguments)
+    quiet_console()
     torch.set_num_threads(1)  # one game's small matrices: more threads only wait for each other
     try:
-        if options.seed < 0 or getattr(options, "games", 1) < 1:
-            raise UserError("--games must be at least 1 and --seed at least 0.")
+        if not 0 <= options.seed < 2**31:
+            raise UserError("--seed must be from 0 to 2147483647.")
+        if getattr(options, "games", 1) < 1:
+            raise UserError("--games must be at least 1.")
         if not 0.01 <= getattr(options, "speed", 1.0) <= 100:
             raise UserError("--speed must be from 0.01 to 100.")
         torch.manual_seed(options.seed)  # of the plans

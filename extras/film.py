@@ -15,7 +15,7 @@ import pygame
 
 from checkpoint import write_atomically
 from hockey_env import BLUE, FPS, GREY, RED, VIEWPORT_H, VIEWPORT_W, WHITE, HockeyEnv
-from opponents import AgentOpponent, load
+from opponents import AgentOpponent, ask, load
 from utils import UserError
 
 BOARD = 44  # pixels above the table for names and score
@@ -48,7 +48,7 @@ class Match:
             while not self.env.done:
                 views = (observation, self.env.obs_agent_two())
                 pairs = zip(self.players, views, strict=True)
-                action = np.concatenate([player.act(view) for player, view in pairs])
+                action = np.concatenate([ask(player, view) for player, view in pairs])
                 observation, _, _, _, info = self.env.step(action)
                 self.score[0] += info["winner"] == 1
                 self.score[1] += info["winner"] == -1
@@ -112,6 +112,7 @@ def save_video(match, path, speed=1.0):
         every, how = 2, {"codec": "gif", "pix_fmt_out": "pal8", "quality": None}
         colours = "split[a][b];[a]palettegen=stats_mode=single:max_colors=64[p];[b][p]paletteuse"
         output = ["-lavfi", f"{colours}=new=1:dither=none", "-f", "gif"]
+    how["ffmpeg_log_level"] = "error"  # not what it thinks of equal colours
     how |= {"fps": FPS * speed / every, "macro_block_size": 2, "output_params": output}
 
     def film(file):

@@ -7,6 +7,7 @@ its action for its own frame skip. How a single match is played is left to `matc
 import html
 import re
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from checkpoint import check_writable
 from config import load_config
 from extras.plots import RESULTS, aligned, fill_template, table_markup
 from matches import play_games
-from opponents import BOTS, called, find_player, load
+from opponents import BOTS, ask, called, find_player, load
 from utils import UserError
 
 NO_RATINGS = "There are no ratings without OpenSkill; it comes with: pip install openskill."
@@ -112,7 +113,8 @@ def play_league(players, games, seed=0, plan=False):
     for pair in tqdm(list(combinations(players, 2)), "pairs", leave=False, disable=None):
         one, two = (load(players[name], games, seed + i, plan=plan) for i, name in enumerate(pair))
         two.name = pair[1]
-        played[pair] = play_games(one.act, two, games, settings, seed)
+        one.reset()  # the other one's games begin at the table
+        played[pair] = play_games(partial(ask, one, games=range(games)), two, games, settings, seed)
     return League(played, rate(played, seed))
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from hockey_env import CENTER_X, W
-from opponents import load
+from opponents import ask, load
 from utils import UserError, one_line
 
 # Own racket, other racket: position from the centre, angle, velocities, all in one's own view
@@ -40,7 +40,7 @@ class Contestant:
         if np.abs([*observation[:12] - PLACES, *observation[14:16]]).max() < TOLERANCE:
             self.player.reset()
             self.rounds += 1
-        return np.clip(self.player.act(observation), -1, 1).astype(float).tolist()
+        return np.clip(ask(self.player, observation), -1, 1).astype(float).tolist()
 
 
 def make_client(contestant):
@@ -99,6 +99,7 @@ def connect(player, host, port, token):
     """Plays until the connection ends; leaves the process with how it did."""
     torch.set_num_threads(1)
     contestant = Contestant(load(player, plan=True))
+    contestant.player.reset()
     contestant.act(np.zeros(18))  # the first call is slow
     client = make_client(contestant)
     client.run(token, host, port)

@@ -1,32 +1,43 @@
 """A second place for a run's metrics: TensorBoard or W&B."""
 
+from pathlib import Path
+
 from omegaconf import OmegaConf
 
 from utils import UserError
 
 
 def open_tracker(config):
-    """Returns a function that sends a row of the CSV there as well, by the config's `tracker`.
+    """Returns a function of the gradient step at which the run begins or goes on.
 
+    It returns another one that sends a row of the CSV there as well, by the config's `tracker`.
     Raises `UserError` if its package is not installed.
     """
-    if config.tracker == "none":
-        return lambda row: None
     try:
         if config.tracker == "wandb":
             import wandb
-
-            plain = OmegaConf.to_container(config)
-            run = wandb.init(project="hockey", name=config.run, config=plain)
-            return lambda row: run.log(row, step=row["gradient_steps"])
-        from torch.utils.tensorboard import SummaryWriter
-
-        writer = SummaryWriter(f"metrics/{config.run}.tensorboard")
+        elif config.tracker == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError(f"tracker: {config.tracker} needs: pip install {config.tracker}") from error
 
-    def track(row):
-        for key, value in row.items():
-            writer.add_scalar(key, value, row["gradient_steps"])
+    def begin_wandb(_):
+        name = Path(f"checkpoints/{config.run}/wandb.txt")  # goes with an overwritten run
+        if not name.exists():
+            name.write_text(wandb.util.generate_id())
+        plain, one = OmegaConf.to_container(config), {"id": name.read_text(), "resume": "allow"}
+        run = wandb.init(project="hockey", name=config.run, config=plain, **one)
+        return lambda row: run.log(row, step=row["gradient_steps"])
 
-    return track
+    def begin_tensorboard(step):
+        # what a run wrote after the checkpoint it goes on from is forgotten
+        writer = SummaryWriter(f"metrics/{config.run}.tensorboard", purge_step=step + 1)
+
+        def track(row):
+            for key, value in row.items():
+                writer.add_scalar(key, value, row["gradient_steps"])
+
+        return track
+
+    begin = {"wandb": begin_wandb, "tensorboard": begin_tensorboard}
+    return begin.get(config.tracker, lambda _: lambda row: None)

@@ -45,8 +45,9 @@ def refused(capsys, **overrides):
 
 
 def contents():
-    """Every file below the current folder with its bytes."""
-    return {path: path.read_bytes() for path in Path(".").rglob("*") if path.is_file()}
+    """Every file below the current folder with its bytes, but for locks."""
+    files = (path for path in Path(".").rglob("*") if path.is_file() and path.suffix != ".lock")
+    return {path: path.read_bytes() for path in files}
 
 
 @pytest.fixture(autouse=True)
@@ -380,11 +381,6 @@ def test_a_checkpoint_of_another_run_is_refused_naming_both(copied, capsys):
     Path("checkpoints/other/state.safetensors").replace(STATE)
     message = refused(capsys, resume="true")
     assert "other" in message and "tiny" in message
-
-
-def test_a_missing_snapshot_is_refused_in_one_sentence(copied, capsys):
-    STATE.with_name("snapshot_0000010.safetensors").unlink()
-    assert "snapshot_0000010" in refused(capsys, resume="true")
 
 
 # ---------------------------------------------------------------------------- what users get wrong

@@ -1,0 +1,111 @@
+"""A run is not alone: another process, other programs that hold its files, memory that is taken."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import make_config
+from tiny import PAGE, STATE, TABLE, arguments, numbers, run
+
+import buffer
+import checkpoint
+import main
+from buffer import ReplayBuffer
+from checkpoint import RunFiles
+from machine import free_memory
+from utils import UserError
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+# ---------------------------------------------------------------------------- two at once
+
+
+def test_a_run_has_one_process_and_a_killed_one_blocks_nobody():
+    program = "from checkpoint import RunFiles; files = RunFiles('tiny'); files.claim(True, False)"
+    other = subprocess.Popen(
+        [sys.executable, "-uc", f"{program}; print(1); input()"],
+        env=os.environ | {"PYTHONPATH": str(Path(main.__file__).parent)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert other.stdout.readline() == b"1\n"
+        for resume, overwrite in ((True, False), (False, True)):
+            with pytest.raises(UserError, match="'tiny' is taken: another process is training it"):
+                RunFiles("tiny").claim(resume, overwrite)
+        assert RunFiles("another").claim(True, False)
+    finally:
+        other.kill()
+        other.communicate()
+    assert RunFiles("tiny").claim(True, False)
+    assert RunFiles("tiny").claim(True, False)  # again in the same process
+
+
+def test_a_run_that_has_ended_leaves_its_name_to_others():
+    run(gradient_steps=1)
+    run(gradient_steps=2, crash_after=5, resume="true")
+    program = "from checkpoint import RunFiles; RunFiles('tiny').claim(True, False)"
+    path = os.environ | {"PYTHONPATH": str(Path(main.__file__).parent)}
+    assert subprocess.run([sys.executable, "-c", program], env=path).returncode == 0
+
+
+# ---------------------------------------------------------------------------- memory
+
+
+def test_memory_is_asked_for_before_it_is_taken(monkeypatch):
+    sentence = "replay.rows: 1000000000 rows take 100.0 GB of memory, and 4.0 GB are there."
+    monkeypatch.setattr(buffer, "free_memory", lambda device: 4e9)
+    monkeypatch.setattr(buffer.torch, "zeros", None)  # not even tried
+    with pytest.raises(UserError, match=sentence):
+        ReplayBuffer(make_config(replay__rows=10**9).replay, 1, 18, 4)
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="reads Linux's /proc")
+def test_the_free_memory_is_part_of_what_the_machine_has():
+    everything = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 1e7 < free_memory(buffer.torch.device("cpu")) < everything
+
+
+# ---------------------------------------------------------------------------- files
+
+
+def test_a_table_or_page_that_is_open_elsewhere_is_written_later(monkeypatch, capsys):
+    real, refused = os.replace, []
+
+    def replace(source, target):
+        target = Path(target)
+        if target.name in (TABLE.name, PAGE.name) and refused.count(target.name) < 2:
+            refused.append(target.name)
+            raise PermissionError(13, "Permission denied")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    assert main.command_line(arguments(gradient_steps=8)) == 0
+    assert refused.count(TABLE.name) == refused.count(PAGE.name) == 2
+    error = capsys.readouterr().err
+    assert error.count("is it open elsewhere? The next row tries again") == 4
+    assert [row[0] for row in numbers()[1:]] == ["2", "4", "6", "8"] and PAGE.exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_still_ends_the_run(monkeypatch):
+    def replace(source, target):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(UserError, match="Could not write agent"):
+        checkpoint.save("agent.safetensors", {})
+
+
+def test_a_missing_snapshot_is_said_and_left_out(capsys):
+    run(gradient_steps=8)
+    gone = STATE.with_name("snapshot_0000006.safetensors")
+    gone.unlink()
+    assert main.command_line(arguments(gradient_steps=10, resume="true")) == 0
+    assert f"the snapshot {gone} is gone; the run goes on without it" in capsys.readouterr().err
+    assert str(gone) not in checkpoint.load(STATE)[1]["pool"]["snapshots"]
