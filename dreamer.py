@@ -29,7 +29,7 @@ from torch import nn
 
 import checkpoint
 from machine import multiplies_bfloat16, side_by_side
-from networks import RSSM, Actor, ScalarHead, mlp
+from networks import RSSM, Actor, DiscreteActor, ScalarHead, mlp
 from utils import (
     UserError,
     lambda_returns,
@@ -54,19 +54,25 @@ GRADIENT_CLIP = 100.0  # largest gradient norm of each of the three parts
 
 
 class Dreamer(nn.Module):
-    """A DreamerV3 agent for flat observations and actions in [-1, 1]."""
+    """A DreamerV3 agent for flat observations; actions in [-1, 1], or one-hot choices."""
 
-    def __init__(self, config, observation_size, action_size, device="cpu"):
-        """`config` is a whole run's config; to play, what a saved agent has of it is enough."""
+    def __init__(self, config, observation_size, action_size, device="cpu", discrete=False):
+        """`config` is a whole run's config; to play, what a saved agent has of it is enough.
+
+        `discrete`: an action is one of `action_size` choices, not so many numbers.
+        """
         super().__init__()
         self.config = config
         self.settings = settings = SimpleNamespace(**config.dreamer)  # asked hundreds of times
-        self.sizes = (observation_size, action_size)
+        self.sizes, self.discrete = (observation_size, action_size), discrete
         self.device = torch.device(device)
         scale = torch.tensor(list(settings.observation_scale), dtype=torch.float32)
         if len(scale) not in (0, observation_size):
             raise UserError(f"dreamer.observation_scale needs {observation_size} numbers, or [].")
-        if any(switch >= action_size for switch in getattr(settings, "switches", ())):
+        switches = getattr(settings, "switches", ())
+        if discrete and switches:
+            raise UserError("dreamer.switches must be [] where actions are choices.")
+        if any(switch >= action_size for switch in switches):
             raise UserError(
                 f"dreamer.switches: there are actions 0 to {action_size - 1} only; [] for none."
             )
@@ -77,7 +83,8 @@ class Dreamer(nn.Module):
         feature_size = sum(self.rssm.sizes)
         self.reward = ScalarHead(feature_size, settings)
         self.continues = mlp(feature_size, 1, settings)
-        self.actor = Actor(feature_size, action_size, settings)
+        policy = DiscreteActor if discrete else Actor
+        self.actor = policy(feature_size, action_size, settings)
         self.critic = ScalarHead(feature_size, settings)
         self.slow_actor, self.slow_critic = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
         self.to(self.device)
@@ -111,10 +118,10 @@ class Dreamer(nn.Module):
     def act(self, observation, deterministic=False, games=None, plan=False):
         """Actions in [-1, 1] for observations (n, O), or for a single one (O,), as NumPy float32.
 
-        A sample of the policy, its mean (`deterministic`), or what looking ahead finds to be best
-        (`plan`). Remembers state and action of each game, so call it once per decision and `reset`
-        when a game starts. `games` says which of the remembered games the rows belong to. Raises
-        ValueError for a shape that does not fit.
+        Choices are one-hot vectors. A sample of the policy, its mean or mode (`deterministic`), or
+        what looking ahead finds to be best (`plan`). Remembers state and action of each game, so
+        call it once per decision and `reset` when a game starts. `games` says which of the
+        remembered games the rows belong to. Raises ValueError for a shape that does not fit.
         """
         observation = torch.from_numpy(np.asarray(observation, np.float32)).to(self.device)
         if observation.ndim not in (1, 2) or observation.shape[-1] != self.sizes[0]:
@@ -134,8 +141,11 @@ class Dreamer(nn.Module):
         policy = self.slow_actor(self.rssm.features(state))
         if plan:
             action = self.plan(state, policy)
+        elif deterministic:
+            action = self.actor.action(self.actor.mode(policy))
         else:
-            action = torch.tanh(policy.mean if deterministic else policy.sample())
+            noise = self.actor.noise(len(rows))
+            action = self.actor.action(self.actor.sample(policy, noise))
         for part, value in zip(self.memory, (*state, action), strict=True):
             part[games] = value
         return action.reshape(*observation.shape[:-1], -1).cpu().numpy()
@@ -143,15 +153,17 @@ class Dreamer(nn.Module):
     def plan(self, state, policy, candidates=8, futures=2, horizon=5):
         """The best of several first actions from n states, judged in imagination -> (n, A).
 
-        Candidates are the policy's mean and samples. Each is followed by means of the policy, in
+        Candidates are the policy's mode and samples. Each is followed by modes of the policy, in
         several futures; its worth is the mean of their rewards and of the value where they end.
         All candidates meet the same noise, so that luck decides nothing between them. Random
         shooting with a policy prior, as in TD-MPC (Hansen et al., arXiv 2203.04955), one decision
         deep.
         """
         games = len(state[0])
-        samples = policy.sample((candidates - 1,))
-        first = torch.tanh(torch.cat([policy.mean.unsqueeze(0), samples]))  # (candidates, n, A)
+        actor = self.slow_actor
+        samples = actor.sample(policy, actor.noise(candidates - 1, games))
+        first = torch.cat([actor.mode(policy).unsqueeze(0), samples])
+        first = actor.action(first)  # (candidates, n, A)
         state = [part.repeat(candidates, futures, 1) for part in state]  # (., futures * n, .)
         action, worth, discount = first.repeat(1, futures, 1), 0.0, 1.0
         with self.autocast():
@@ -161,7 +173,7 @@ class Dreamer(nn.Module):
                 worth = worth + discount * self.reward.mean(self.reward(feature))
                 going_on = torch.sigmoid(self.continue_logit(feature))
                 discount = discount * self.settings.discount * going_on
-                action = torch.tanh(self.slow_actor(feature).mean)
+                action = actor.action(actor.mode(actor(feature)))
             worth = worth + discount * self.slow_critic.mean(self.slow_critic(feature))
         best = worth.unflatten(1, (futures, games)).mean(1).argmax(0)  # (n,)
         return first[best, torch.arange(games, device=self.device)]
@@ -285,18 +297,17 @@ class Dreamer(nn.Module):
 
         s_0 --actor--> a_0 --prior--> s_1 --actor--> a_1 --prior--> s_2 ... s_H
 
-        noise: H pairs of random numbers, for the action (N, A) and for the latent; `flip`: number
+        noise: H pairs of random numbers, for the action and for the latent; `flip`: number
         of a switch that is turned the other way at the first decision (without gradient only).
-        Returns features (H+1, N, F) and, as lists over H, policies and their samples u (N, A).
+        Returns features (H+1, N, F) and, as lists over H, policies and their samples (N, A).
         """
         through_dynamics = self.settings.actor_gradient == "dynamics" and torch.is_grad_enabled()
         layers = torch.bfloat16 if self.in_bfloat16 else torch.float32  # cast once for all of them
         features, policies, samples = [self.rssm.features(state).to(layers)], [], []
         for t, (action_noise, latent_noise) in enumerate(noise):
             policies.append(self.actor(features[-1]))
-            normal = policies[-1].base_dist
-            samples.append(normal.loc + normal.scale * action_noise)
-            action = torch.tanh(samples[-1])
+            samples.append(self.actor.sample(policies[-1], action_noise))
+            action = self.actor.action(samples[-1])
             if flip is not None and t == 0:  # to where nobody doubts whether it is on
                 action[:, flip] = torch.where(action[:, flip] > SWITCH_ON, -0.9, 0.9)
             if through_dynamics:  # a few chaotic trajectories would drown all others
@@ -330,18 +341,17 @@ class Dreamer(nn.Module):
         as in DreamerV1 (Hafner et al., arXiv 1912.01603).
         """
         settings, through_dynamics = self.settings, self.settings.actor_gradient == "dynamics"
-        action_noise = partial(torch.randn, len(alive), self.sizes[1], device=self.device)
-        latent_noise = partial(self.rssm.prior.noise, len(alive))
-        noise = [(action_noise(), latent_noise()) for _ in range(settings.horizon)]
+        sources, count = (self.actor.noise, self.rssm.prior.noise), len(alive)
+        noise = [[draw(count) for draw in sources] for _ in range(settings.horizon)]
         states, policies, samples = self.imagine(start, noise)
         with torch.set_grad_enabled(through_dynamics):
             returns, values, weights = self.imagined_returns(states, alive)
         scale = update_return_scale(self.return_scale, returns, RETURN_SCALE_DECAY)
-        u, policy = torch.stack(samples), self.actor.stack(policies)
-        entropy = self.actor.entropy(policy, u)  # (H, N)
+        sample, policy = torch.stack(samples), self.actor.stack(policies)
+        entropy = self.actor.entropy(policy, sample)  # (H, N)
         objective = returns / scale
         if not through_dynamics:
-            objective = policy.log_prob(u.detach()) * (returns - values) / scale
+            objective = policy.log_prob(sample.detach()) * (returns - values) / scale
         assert objective.shape == entropy.shape == weights.shape, objective.shape  # (H, N)
         loss = -(weights * (objective + settings.entropy * entropy)).mean()
         for switch in set(settings.switches):
@@ -351,7 +361,7 @@ class Dreamer(nn.Module):
         metrics = {
             "behavior/actor_loss": loss.detach(),
             "behavior/entropy": entropy.detach().mean(),
-            "behavior/std": policy.base_dist.scale.detach().mean(),
+            **self.actor.metrics(policy),
             "behavior/return": returns.detach().mean(),
             "behavior/return_scale": self.return_scale.clone(),
         }
@@ -467,6 +477,7 @@ class Dreamer(nn.Module):
             format=FORMAT,
             config={key: config[key] for key in ("run", "environment", "hockey", "dreamer")},
             sizes=self.sizes,
+            discrete=self.discrete,
             counters={"gradient_steps": self.gradient_steps, **counters},
         )
 
@@ -477,9 +488,8 @@ class Dreamer(nn.Module):
         if metadata.get("format") != FORMAT:
             raise UserError(f"{path} is no agent of this version (format {FORMAT}).")
         try:
-            agent = cls(
-                OmegaConf.create(dict(metadata["config"])), *metadata["sizes"], device=device
-            )
+            config, discrete = OmegaConf.create(dict(metadata["config"])), metadata.get("discrete")
+            agent = cls(config, *metadata["sizes"], device, bool(discrete))
             agent.load_state_dict(tensors)
             agent.counters = metadata["counters"]
             agent.gradient_steps = agent.counters["gradient_steps"]

@@ -2,6 +2,7 @@
 
 import gymnasium
 import numpy as np
+from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
@@ -13,8 +14,9 @@ from utils import UserError, check_finite, one_line, seed_everything
 def make_environments(config, count, pool=None):
     """Returns `count` environments side by side as a Gymnasium `VectorEnv`.
 
-    Hockey is played against the opponents of `pool`. Observations are flat, actions within [-1, 1];
-    the step after an episode's end starts the next one. Raises `UserError` if there are none such.
+    Hockey is played against the opponents of `pool`. Observations are flat, actions within [-1, 1]
+    or choices; the step after an episode's end starts the next one. Raises `UserError` if there are
+    none such.
     """
     if config.environment == "hockey":
         games = HockeyGames(config.hockey, count, pool, config.dreamer.discount)
@@ -25,7 +27,7 @@ def make_environments(config, count, pool=None):
             count,
             vectorization_mode="sync",
             vector_kwargs={"autoreset_mode": AutoresetMode.NEXT_STEP},
-            wrappers=[lambda env: gymnasium.wrappers.RescaleAction(env, -1.0, 1.0)],
+            wrappers=[rescale],
         )
     except (gymnasium.error.Error, AssertionError, ImportError, TypeError) as error:
         reason = one_line(error)
@@ -33,6 +35,34 @@ def make_environments(config, count, pool=None):
     if len(environments.single_observation_space.shape or ()) != 1:
         raise UserError(f"environment: {config.environment} has no flat Box observations.")
     return RecordEpisodeStatistics(environments)
+
+
+def rescale(env):
+    """Returns the environment with actions within [-1, 1], or as it is if actions are choices."""
+    if isinstance(env.action_space, Discrete):
+        return env
+    return gymnasium.wrappers.RescaleAction(env, -1.0, 1.0)
+
+
+def sizes_of(environments):
+    """Returns what an agent must know: (O numbers, A numbers or choices), and are they choices."""
+    seen, played = environments.single_observation_space, environments.single_action_space
+    discrete = isinstance(played, Discrete)
+    return (seen.shape[0], int(played.n) if discrete else played.shape[0]), discrete
+
+
+def random_actions(environments):
+    """Returns uniformly random actions (n, A), as an agent plays them: choices are one-hot."""
+    space, count = environments.single_action_space, environments.num_envs
+    if isinstance(space, Discrete):
+        return np.eye(space.n, dtype=np.float32)[np.random.randint(space.n, size=count)]
+    return np.random.uniform(-1, 1, environments.action_space.shape)
+
+
+def playable(environments, action):
+    """Returns an agent's actions (n, A) as the environments take them: choices by number."""
+    space = environments.single_action_space
+    return action.argmax(-1) + space.start if isinstance(space, Discrete) else action
 
 
 class Collector:
@@ -81,12 +111,12 @@ class Collector:
         """Takes one decision in every environment; the rows that come of it go into the replay."""
         with self.log.timed("collect"):
             if self.steps < self._warmup_steps() and not self.config.init:
-                action = np.random.uniform(-1, 1, self.environments.action_space.shape)
+                action = random_actions(self.environments)
             else:
                 action = self.agent.act(self.observation)
             check_finite({"the agent's action": action}, self.where())
             is_first = self.is_first  # the step after an episode's end only starts the next one
-            step = self.environments.step(action)
+            step = self.environments.step(playable(self.environments, action))
             self.observation, reward, terminated, truncated, info = step
             self._store(np.where(is_first[:, None], 0, action), reward, terminated, info)
             self.is_first = terminated | truncated

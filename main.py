@@ -24,7 +24,7 @@ import checkpoint
 from buffer import ReplayBuffer
 from config import load_config, print_changes
 from dreamer import SHAPES, Dreamer
-from environments import Collector, make_environments
+from environments import Collector, make_environments, sizes_of
 from extras.film import check_recorder, film_agent
 from extras.plots import write_page
 from extras.tracker import open_tracker
@@ -89,8 +89,8 @@ class Training:
         if config.environment == "hockey":
             self.pool = OpponentPool(config.opponents, config.environments, device)
         environments = make_environments(config, config.environments, self.pool)
-        spaces = environments.single_observation_space, environments.single_action_space
-        self.agent = Dreamer(config, *(space.shape[0] for space in spaces), device)
+        sizes, discrete = sizes_of(environments)
+        self.agent = Dreamer(config, *sizes, device, discrete)
         hockey, rings, mirror = config.hockey, config.environments, None
         if self.pool:
             rings *= 2 if hockey.both_views else 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from environments import make_environments
+from environments import make_environments, playable
 from hockey_wrapper import HockeyGames
 from opponents import BOTS, OneOpponent
 from utils import wilson_interval
@@ -99,7 +99,8 @@ def evaluate_return(act, environments, seed=0):
     observations, _ = environments.reset(seed=seed)
     total, running = np.zeros(len(observations)), np.ones(len(observations), bool)
     while running.any():
-        observations, reward, terminated, truncated, _ = environments.step(act(observations))
+        action = playable(environments, act(observations))
+        observations, reward, terminated, truncated, _ = environments.step(action)
         total += reward * running
         running &= ~(terminated | truncated)
     return float(total.mean())

@@ -11,7 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.distributions import Independent, Normal, kl_divergence
+from torch.distributions import Independent, Normal, OneHotCategorical, kl_divergence
 
 from utils import symexp, two_hot
 
@@ -34,6 +34,23 @@ def mlp(input_size, output_size, config, output_scale=1.0):
         output.weight.mul_(output_scale)
         output.bias.zero_()
     return nn.Sequential(*layers, output)
+
+
+def one_hot(probabilities, noise=None):
+    """Returns one-hot vectors (..., C): samples by uniform noise (..., 1), or without it the modes.
+
+    The gradient goes straight through to the probabilities (..., C).
+    """
+    if noise is None:
+        index = probabilities.argmax(-1, keepdim=True)
+    else:  # looked up in the cumulative distribution
+        cumulative = probabilities.detach().cumsum(-1)[..., :-1]
+        index = (noise > cumulative).sum(-1, keepdim=True)
+    vectors = probabilities.new_zeros(*index.shape[:-1], probabilities.shape[-1])
+    vectors.scatter_(-1, index, 1.0)
+    if probabilities.requires_grad:
+        vectors = vectors + probabilities - probabilities.detach()
+    return vectors
 
 
 class RecurrentModel(nn.Module):
@@ -103,15 +120,7 @@ class LatentHead(nn.Module):
         if not self.categorical:
             mean, std = statistics.unbind(-2)
             return mean if mode else mean + std * noise
-        if mode:
-            index = statistics.argmax(-1, keepdim=True)
-        else:  # looked up in the cumulative distribution
-            cumulative = statistics.detach().cumsum(-1)[..., :-1]
-            index = (noise > cumulative).sum(-1, keepdim=True)
-        one_hot = torch.zeros_like(statistics).scatter_(-1, index, 1.0)
-        if statistics.requires_grad:  # straight through: the gradient of the probabilities
-            one_hot = one_hot + statistics - statistics.detach()
-        return one_hot.flatten(-2)
+        return one_hot(statistics, None if mode else noise).flatten(-2)
 
     def divergence(self, left, right):
         """Returns KL[left, right] (...) of two statistics, in nats, summed over the variables."""
@@ -210,10 +219,10 @@ class ScalarHead(nn.Module):
 
 
 class Actor(nn.Module):
-    """The policy: actions tanh(u), where u is Gaussian with a bounded standard deviation.
+    """The policy over numbers: actions tanh(u), where u is Gaussian with a bounded deviation.
 
     The squashed Gaussian of SAC (Haarnoja et al., arXiv 1812.05905, appendix C). What `forward`
-    returns is the distribution of u.
+    returns is the distribution of u, a sample is one of u.
     """
 
     STD_MIN, STD_MAX = 0.1, 1.0  # of u: with 7, |action| is about 1 always, and nothing is learned
@@ -227,6 +236,26 @@ class Actor(nn.Module):
         mean, std = self.layers(features).float().chunk(2, -1)
         std = self.STD_MIN + (self.STD_MAX - self.STD_MIN) * torch.sigmoid(std)
         return Independent(Normal(mean, std, validate_args=False), 1, validate_args=False)
+
+    def noise(self, *size):
+        """Returns random numbers for samples: (*size, A)."""
+        output = self.layers[-1]
+        return torch.randn(*size, output.out_features // 2, device=output.weight.device)
+
+    @staticmethod
+    def sample(policy, noise):
+        """Returns a sample (..., A) with gradient, by what `noise()` returned."""
+        return policy.base_dist.loc + policy.base_dist.scale * noise
+
+    @staticmethod
+    def mode(policy):
+        """Returns the sample (..., A) that stands for all: the mean."""
+        return policy.mean
+
+    @staticmethod
+    def action(sample):
+        """Returns the action (..., A) that a sample means, within [-1, 1]."""
+        return torch.tanh(sample)
 
     @staticmethod
     def stack(policies):
@@ -243,3 +272,61 @@ class Actor(nn.Module):
         """
         squashing = 2 * (math.log(2) - u - F.softplus(-2 * u))  # ln(1 - tanh(u)^2), stably
         return policy.entropy() + squashing.sum(-1)
+
+    @staticmethod
+    def metrics(policy):
+        """Returns how wide the policy still is: the mean deviation of u."""
+        return {"behavior/std": policy.base_dist.scale.detach().mean()}
+
+
+class DiscreteActor(nn.Module):
+    """The policy over n choices: actions are one-hot vectors (..., n). Methods as `Actor`'s.
+
+    Every choice keeps its part of `unimix` (DreamerV3, Actor learning).
+    """
+
+    def __init__(self, input_size, action_size, config):
+        super().__init__()
+        self.unimix = config.unimix
+        self.layers = mlp(input_size, action_size, config, output_scale=0.01)
+
+    def forward(self, features):
+        """features (..., F) -> OneHotCategorical over (..., A)."""
+        logits = self.layers(features).float()
+        probs = (1 - self.unimix) * F.softmax(logits, -1) + self.unimix / logits.shape[-1]
+        return OneHotCategorical(probs, validate_args=False)
+
+    def noise(self, *size):
+        """Returns uniform random numbers for samples: (*size, 1)."""
+        return torch.rand(*size, 1, device=self.layers[-1].weight.device)
+
+    @staticmethod
+    def sample(policy, noise):
+        """Returns a one-hot sample (..., A) with straight-through gradient."""
+        return one_hot(policy.probs, noise)
+
+    @staticmethod
+    def mode(policy):
+        """Returns the most likely choice (..., A)."""
+        return one_hot(policy.probs)
+
+    @staticmethod
+    def action(sample):
+        """Returns the sample: it is the action."""
+        return sample
+
+    @staticmethod
+    def stack(policies):
+        """Returns H distributions over (N, A) as a single one (H, N, A)."""
+        probs = torch.stack([policy.probs for policy in policies])
+        return OneHotCategorical(probs, validate_args=False)
+
+    @staticmethod
+    def entropy(policy, sample):
+        """Returns the entropy (...), exact."""
+        return policy.entropy()
+
+    @staticmethod
+    def metrics(policy):
+        """Returns how sure the policy is: the mean probability of the most likely choice."""
+        return {"behavior/sureness": policy.probs.detach().amax(-1).mean()}
