@@ -29,7 +29,7 @@ from torch import nn
 
 import checkpoint
 from machine import multiplies_bfloat16, side_by_side
-from networks import RSSM, Actor, DiscreteActor, ScalarHead, mlp
+from networks import RSSM, Actor, DiscreteActor, ImageEncoder, ScalarHead, mlp
 from utils import (
     UserError,
     lambda_returns,
@@ -44,7 +44,7 @@ FORMAT = 2  # of saved agents: one more whenever the same tensors or settings me
 # the settings that decide what weights mean: a saved agent has these, no run goes on with others
 SHAPES = (
     *("hidden_size", "hidden_layers", "norm", "activation", "recurrent_size", "observation_scale"),
-    *("observation_in_state", "latent", "latent_groups", "latent_classes", "unimix"),
+    *("observation_in_state", "channels", "latent", "latent_groups", "latent_classes", "unimix"),
     *("scalar", "bins", "bin_limit", "discount"),
 )
 SWITCH_ON = 0.5  # an action of `switches` is on above it, else off
@@ -54,19 +54,26 @@ GRADIENT_CLIP = 100.0  # largest gradient norm of each of the three parts
 
 
 class Dreamer(nn.Module):
-    """A DreamerV3 agent for flat observations; actions in [-1, 1], or one-hot choices."""
+    """A DreamerV3 agent: observations flat or images; actions in [-1, 1], or one-hot choices."""
 
     def __init__(self, config, observation_size, action_size, device="cpu", discrete=False):
         """`config` is a whole run's config; to play, what a saved agent has of it is enough.
 
-        `discrete`: an action is one of `action_size` choices, not so many numbers.
+        `observation_size`: how many numbers, or the (H, W, C) of images of bytes; `discrete`: an
+        action is one of `action_size` choices, not so many numbers.
         """
         super().__init__()
         self.config = config
         self.settings = settings = SimpleNamespace(**config.dreamer)  # asked hundreds of times
+        self.is_image = not isinstance(observation_size, int)
+        observation_size = tuple(observation_size) if self.is_image else observation_size
         self.sizes, self.discrete = (observation_size, action_size), discrete
         self.device = torch.device(device)
         scale = torch.tensor(list(settings.observation_scale), dtype=torch.float32)
+        if self.is_image and (len(scale) or settings.observation_in_state):
+            raise UserError(
+                "Images need dreamer.observation_in_state=false and dreamer.observation_scale=[]."
+            )
         if len(scale) not in (0, observation_size):
             raise UserError(f"dreamer.observation_scale needs {observation_size} numbers, or [].")
         switches = getattr(settings, "switches", ())
@@ -78,7 +85,8 @@ class Dreamer(nn.Module):
             )
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("return_scale", torch.zeros(()))
-        self.encoder = mlp(observation_size, settings.hidden_size, settings)
+        encoder = ImageEncoder if self.is_image else mlp
+        self.encoder = encoder(observation_size, settings.hidden_size, settings)
         self.rssm = RSSM(observation_size, action_size, settings)
         feature_size = sum(self.rssm.sizes)
         self.reward = ScalarHead(feature_size, settings)
@@ -118,18 +126,20 @@ class Dreamer(nn.Module):
     def act(self, observation, deterministic=False, games=None, plan=False):
         """Actions in [-1, 1] for observations (n, O), or for a single one (O,), as NumPy float32.
 
-        Choices are one-hot vectors. A sample of the policy, its mean or mode (`deterministic`), or
-        what looking ahead finds to be best (`plan`). Remembers state and action of each game, so
-        call it once per decision and `reset` when a game starts. `games` says which of the
-        remembered games the rows belong to. Raises ValueError for a shape that does not fit.
+        Images are (n, H, W, C) or (H, W, C), choices one-hot vectors. A sample of the policy, its
+        mean or mode (`deterministic`), or what looking ahead finds to be best (`plan`). Remembers
+        state and action of each game, so call it once per decision and `reset` when a game starts.
+        `games` says which of the remembered games the rows belong to. Raises ValueError for a shape
+        that does not fit.
         """
         observation = torch.from_numpy(np.asarray(observation, np.float32)).to(self.device)
-        if observation.ndim not in (1, 2) or observation.shape[-1] != self.sizes[0]:
+        shape = self.sizes[0] if self.is_image else (self.sizes[0],)
+        before = observation.shape[: -len(shape)]  # () or (n,)
+        if len(before) > 1 or observation.shape != (*before, *shape):
             raise ValueError(
-                f"observations must be ({self.sizes[0]},) or (n, {self.sizes[0]}),"
-                f" not {tuple(observation.shape)}"
+                f"observations must be {shape} or {('n', *shape)}, not {tuple(observation.shape)}"
             )
-        rows = observation.reshape(-1, self.sizes[0])
+        rows = observation.reshape(-1, *shape)
         games = slice(None) if games is None else torch.as_tensor(games)
         if self.memory is None:
             self.remember(len(rows))
@@ -141,14 +151,12 @@ class Dreamer(nn.Module):
         policy = self.slow_actor(self.rssm.features(state))
         if plan:
             action = self.plan(state, policy)
-        elif deterministic:
-            action = self.actor.action(self.actor.mode(policy))
         else:
-            noise = self.actor.noise(len(rows))
+            noise = None if deterministic else self.actor.noise(len(rows))
             action = self.actor.action(self.actor.sample(policy, noise))
         for part, value in zip(self.memory, (*state, action), strict=True):
             part[games] = value
-        return action.reshape(*observation.shape[:-1], -1).cpu().numpy()
+        return action.reshape(*before, -1).cpu().numpy()
 
     def plan(self, state, policy, candidates=8, futures=2, horizon=5):
         """The best of several first actions from n states, judged in imagination -> (n, A).
@@ -162,8 +170,8 @@ class Dreamer(nn.Module):
         games = len(state[0])
         actor = self.slow_actor
         samples = actor.sample(policy, actor.noise(candidates - 1, games))
-        first = torch.cat([actor.mode(policy).unsqueeze(0), samples])
-        first = actor.action(first)  # (candidates, n, A)
+        samples = torch.cat([actor.sample(policy).unsqueeze(0), samples])
+        first = actor.action(samples)  # (candidates, n, A)
         state = [part.repeat(candidates, futures, 1) for part in state]  # (., futures * n, .)
         action, worth, discount = first.repeat(1, futures, 1), 0.0, 1.0
         with self.autocast():
@@ -173,7 +181,7 @@ class Dreamer(nn.Module):
                 worth = worth + discount * self.reward.mean(self.reward(feature))
                 going_on = torch.sigmoid(self.continue_logit(feature))
                 discount = discount * self.settings.discount * going_on
-                action = actor.action(actor.mode(actor(feature)))
+                action = actor.action(actor.sample(actor(feature)))
             worth = worth + discount * self.slow_critic.mean(self.slow_critic(feature))
         best = worth.unflatten(1, (futures, games)).mean(1).argmax(0)  # (n,)
         return first[best, torch.arange(games, device=self.device)]
@@ -267,11 +275,19 @@ class Dreamer(nn.Module):
         return tuple(part.detach() for part in (h, z, o)), loss, metrics
 
     def squash(self, observation):
-        """Returns the observation as the networks see it: divided by its scale, or its symlog."""
+        """Returns the observation as the networks see it: divided by its scale, or its symlog.
+
+        Images (..., H, W, C) of bytes are flat then, channels first: (..., C*H*W) within 0..1.
+        """
+        if self.is_image:
+            return observation.movedim(-1, -3).flatten(-3).float() / 255
         return observation / self.scale if len(self.scale) else symlog(observation)
 
     def unsquash(self, observation):
         """Returns the inverse of `squash`: metres, radians, ..."""
+        if self.is_image:
+            height, width, channels = self.sizes[0]
+            return 255 * observation.unflatten(-1, (channels, height, width)).movedim(-3, -1)
         return observation * self.scale if len(self.scale) else symexp(observation)
 
     def embed(self, observation):
@@ -470,7 +486,7 @@ class Dreamer(nn.Module):
     def save(self, path, **counters):
         """Writes weights, counters and what decides play into one file that `load` reads."""
         config = OmegaConf.to_container(self.config)
-        config["dreamer"] = {key: config["dreamer"][key] for key in SHAPES}
+        config["dreamer"] = {key: v for key, v in config["dreamer"].items() if key in SHAPES}
         checkpoint.save(
             path,
             self.state_dict(),

@@ -1,8 +1,12 @@
 """The worlds an agent is trained in, hockey or any Gymnasium id, and how it plays there."""
 
+from functools import partial
+
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Discrete
+import yaml
+from gymnasium import wrappers
+from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
@@ -14,9 +18,8 @@ from utils import UserError, check_finite, one_line, seed_everything
 def make_environments(config, count, pool=None):
     """Returns `count` environments side by side as a Gymnasium `VectorEnv`.
 
-    Hockey is played against the opponents of `pool`. Observations are flat, actions within [-1, 1]
-    or choices; the step after an episode's end starts the next one. Raises `UserError` if there are
-    none such.
+    Hockey is played against the opponents of `pool`. Spaces are as `wrap` has them; the step after
+    an episode's end starts the next one. Raises `UserError` if there are none such.
     """
     if config.environment == "hockey":
         games = HockeyGames(config.hockey, count, pool, config.dreamer.discount)
@@ -25,30 +28,80 @@ def make_environments(config, count, pool=None):
         environments = gymnasium.make_vec(
             config.environment,
             count,
-            vectorization_mode="sync",
+            vectorization_mode=config.vectorization,
             vector_kwargs={"autoreset_mode": AutoresetMode.NEXT_STEP},
-            wrappers=[rescale],
+            wrappers=[partial(wrap, settings=config.wrappers)],
+            **keywords(config),
         )
-    except (gymnasium.error.Error, AssertionError, ImportError, TypeError) as error:
+    except (gymnasium.error.Error, AssertionError, ImportError, TypeError, ValueError) as error:
         reason = one_line(error)
         raise UserError(f"environment: {config.environment} can't be used: {reason}") from None
-    if len(environments.single_observation_space.shape or ()) != 1:
-        raise UserError(f"environment: {config.environment} has no flat Box observations.")
     return RecordEpisodeStatistics(environments)
 
 
-def rescale(env):
-    """Returns the environment with actions within [-1, 1], or as it is if actions are choices."""
+def keywords(config):
+    """Returns what `gymnasium.make` gets beside the id. Raises `UserError` for no key=value."""
+    found = {}
+    for text in config.environment_kwargs:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"environment_kwargs: '{text}' must read key=value.")
+        found[key.strip()] = yaml.safe_load(value)
+    if config.wrappers.time_limit:
+        found["max_episode_steps"] = config.wrappers.time_limit
+    return found
+
+
+def wrap(env, settings):
+    """Returns the environment in Gymnasium's wrappers, with spaces that an agent can take.
+
+    `settings`: `config.wrappers`. Observations are flat or images of bytes (H, W, C), actions
+    within [-1, 1] or choices. Raises `UserError` for any other spaces.
+    """
+    if settings.action_repeat > 1:
+        env = wrappers.RepeatAction(env, settings.action_repeat)
+    if settings.flatten:
+        env = wrappers.FlattenObservation(env)
+    space = env.observation_space
+    if isinstance(space, Box) and len(space.shape) == 3 and space.dtype == bool:
+        pixels = Box(0, 255, space.shape, np.uint8)
+        env = wrappers.TransformObservation(env, lambda image: 255 * image.astype(np.uint8), pixels)
+    if settings.grayscale:
+        env = wrappers.GrayscaleObservation(env, keep_dim=True)
+    if settings.resize:
+        env = wrappers.ResizeObservation(env, (settings.resize, settings.resize))
+        if len(env.observation_space.shape) == 2:  # it has dropped the only channel
+            env = wrappers.ReshapeObservation(env, (settings.resize, settings.resize, 1))
+    check_spaces(env.observation_space, env.action_space)
     if isinstance(env.action_space, Discrete):
         return env
-    return gymnasium.wrappers.RescaleAction(env, -1.0, 1.0)
+    return wrappers.RescaleAction(env, -1.0, 1.0)
+
+
+def check_spaces(seen, played):
+    """Raises `UserError` for observations or actions that no agent here can take."""
+    is_image = isinstance(seen, Box) and len(seen.shape) == 3 and seen.dtype == np.uint8
+    if not is_image and (not isinstance(seen, Box) or len(seen.shape) != 1):
+        raise UserError(
+            "environment: observations must be a flat Box or images (H, W, C) of uint8,"
+            f" not {one_line(seen)}; wrappers.flatten=true makes one row of numbers of many others."
+        )
+    if isinstance(played, Discrete):
+        return
+    if not isinstance(played, Box) or len(played.shape) != 1:
+        raise UserError(
+            f"environment: actions must be Discrete or a flat Box, not {one_line(played)}."
+        )
+    if not played.is_bounded():
+        raise UserError(f"environment: actions need finite bounds, {one_line(played)} has none.")
 
 
 def sizes_of(environments):
-    """Returns what an agent must know: (O numbers, A numbers or choices), and are they choices."""
-    seen, played = environments.single_observation_space, environments.single_action_space
+    """Returns what an agent must know: ((O numbers or (H, W, C), A), are actions choices)."""
+    seen, played = environments.single_observation_space.shape, environments.single_action_space
     discrete = isinstance(played, Discrete)
-    return (seen.shape[0], int(played.n) if discrete else played.shape[0]), discrete
+    observation_size = seen if len(seen) == 3 else seen[0]
+    return (observation_size, int(played.n) if discrete else played.shape[0]), discrete
 
 
 def random_actions(environments):

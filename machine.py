@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import functools
+import math
 import os
 import platform
 import signal
@@ -32,6 +33,27 @@ def multiplies_bfloat16(device):
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def free_memory(device):
+    """Returns how many bytes can still be had on this device, as far as the system tells."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with contextlib.suppress(OSError, StopIteration, ValueError):  # Linux
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * int(next(x for x in lines if x.startswith("MemAvailable")).split()[1])
+    return math.inf
+
+
+def check_memory(key, count, each, device):
+    """Returns count * each bytes; raises `UserError`, naming the key, if they can't be had."""
+    free = free_memory(device)
+    if count * each > free:
+        raise UserError(
+            f"{key}: {count} of {each} bytes are {count * each / 1e9:.1f} GB, {free / 1e9:.1f} GB"
+            f" are free; take at most {int(0.8 * free / each)}."
+        )
+    return count * each
 
 
 def name_of(device):

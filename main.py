@@ -186,7 +186,7 @@ class Training:
         self.write_row()
         checkpoint.save(
             self.files.newest,
-            self.agent.state() | {"replay/rows": self.replay.state()},
+            self.agent.state() | self.replay.state(),
             self.files.previous,
             config=OmegaConf.to_container(self.config),
             **progress,
@@ -212,13 +212,13 @@ class Training:
             if theirs.run != ours.run:
                 raise ValueError(f"it is of the run {theirs.run}, not {ours.run}")
             for key in SHAPES:
-                if theirs.dreamer[key] != ours.dreamer[key]:
+                if theirs.dreamer.get(key, ours.dreamer[key]) != ours.dreamer[key]:
                     pair = f"{theirs.dreamer[key]}, not {ours.dreamer[key]}"
                     raise ValueError(f"its dreamer.{key} is {pair}")
             self.saved = {key: metadata[key] for key in ("steps", "evaluated")}
             (self.play.steps, gradient_steps), self.evaluated = self.saved.values()
             self.agent.restore(tensors, gradient_steps)
-            self.replay.restore(tensors["replay/rows"])
+            self.replay.restore(tensors)
             self.best = metadata["best"]
             if self.pool:
                 self.pool.restore(metadata["pool"])
@@ -238,8 +238,7 @@ class Training:
         for name, network in self.agent.named_children():
             count = sum(parameter.numel() for parameter in network.parameters())
             print(f"{name:13} {count:,} parameters")
-        gigabytes = replay.rows.numel() * 4 / 1e9
-        print(f"replay        {replay.length * replay.rings:,} rows, {gigabytes:.2f} GB")
+        print(f"replay        {replay.length * replay.rings:,} rows, {replay.bytes / 1e9:.2f} GB")
         print(f"run           {config.run}, seed {config.seed}")
         print(f"files         {self.files.csv}  {self.files.page}  {self.files.folder}/")
 

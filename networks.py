@@ -1,11 +1,12 @@
 """The neural networks of the agent, and nothing else: no losses over batches, no optimizers.
 
-Every network is a plain MLP but the recurrent model. A *head* turns the MLP's last numbers into
-a distribution: `LatentHead` (prior and posterior), `ScalarHead` (reward and value), `Actor`. `RSSM`
-puts those of the world model's state together. Layers may compute in bfloat16 (under autocast),
-distributions are float32 in any case.
+Every network is a plain MLP but the recurrent model, and those that see or paint images. A *head*
+turns the MLP's last numbers into a distribution: `LatentHead` (prior and posterior), `ScalarHead`
+(reward and value), `Actor`. `RSSM` puts those of the world model's state together. Layers may
+compute in bfloat16 (under autocast), distributions are float32 in any case.
 """
 
+import itertools
 import math
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Independent, Normal, OneHotCategorical, kl_divergence
 
-from utils import symexp, two_hot
+from utils import symexp, symlog, two_hot
 
 
 def activate(size, config):
@@ -34,6 +35,57 @@ def mlp(input_size, output_size, config, output_scale=1.0):
         output.weight.mul_(output_scale)
         output.bias.zero_()
     return nn.Sequential(*layers, output)
+
+
+class EachPixel(nn.Sequential):
+    """Layers that work on the channels of each pixel of (N, C, H, W)."""
+
+    def forward(self, x):
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def stages(shape, config):
+    """Returns the shapes (C, H, W) of an image (H, W, C): itself, and after each convolution.
+
+    Each halves the sides, until the shorter one is 4 to 7, and doubles the channels.
+    """
+    height, width, channels = shape
+    found = [(channels, height, width)]
+    while min(height, width) >= 8:
+        height, width = height // 2, width // 2
+        found.append((config.channels * 2 ** (len(found) - 1), height, width))
+    return found
+
+
+class ImageEncoder(nn.Sequential):
+    """Convolutions over a flat image (..., C*H*W), then a matrix -> (..., output_size)."""
+
+    def __init__(self, shape, output_size, config):
+        sizes, layers = stages(shape, config), [nn.Unflatten(-1, stages(shape, config)[0])]
+        for (inputs, *_), (outputs, *_) in itertools.pairwise(sizes):
+            norm = EachPixel(activate(outputs, config))
+            layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), norm]
+        super().__init__(*layers, nn.Flatten(), nn.Linear(math.prod(sizes[-1]), output_size))
+
+    def forward(self, x):
+        return super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+
+
+class ImageDecoder(nn.Sequential):
+    """The mirror of `ImageEncoder`: (..., input_size) -> a flat image (..., C*H*W) within 0..1."""
+
+    def __init__(self, input_size, shape, config):
+        sizes = stages(shape, config)[::-1]
+        layers = [nn.Linear(input_size, math.prod(sizes[0])), nn.Unflatten(-1, sizes[0])]
+        for (inputs, *_), (outputs, *sides) in itertools.pairwise(sizes):
+            odd = [side % 2 for side in sides]  # the convolution has dropped a row or column
+            transposed = nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, output_padding=odd)
+            layers += [EachPixel(activate(inputs, config)), transposed]
+        super().__init__(*layers, nn.Flatten())
+
+    def forward(self, x):
+        output = super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        return torch.sigmoid(output.float())
 
 
 def one_hot(probabilities, noise=None):
@@ -146,7 +198,8 @@ class RSSM(nn.Module):
         self.posterior, self.prior = LatentHead(config), LatentHead(config)
         self.sizes = (config.recurrent_size, self.prior.size, self.carried)
         self.recurrent = RecurrentModel(self.prior.size + action_size + self.carried, config)
-        self.decoder = mlp(sum(self.sizes), observation_size, config)
+        decoder = mlp if isinstance(observation_size, int) else ImageDecoder
+        self.decoder = decoder(sum(self.sizes), observation_size, config)
 
     def initial(self, count):
         """Returns the state before the first observation: zeros."""
@@ -190,12 +243,13 @@ class ScalarHead(nn.Module):
     """A distribution over a scalar (reward, value): two-hot over symexp-spaced bins, or Normal.
 
     The bins are b_k = symexp(linspace(-limit, limit, K)); the prediction is the mean over them
-    (DreamerV3, Robust predictions). The last layer starts at zero, so the prediction does too.
+    (DreamerV3, Robust predictions). The Normal is of the scalar, or ("symlog") of its symlog.
+    The last layer starts at zero, so the prediction does too.
     """
 
     def __init__(self, input_size, config):
         super().__init__()
-        self.two_hot = config.scalar == "twohot"
+        self.two_hot, self.symlog = config.scalar == "twohot", config.scalar == "symlog"
         bins = symexp(torch.linspace(-config.bin_limit, config.bin_limit, config.bins))
         self.register_buffer("bins", bins, persistent=False)
         self.layers = mlp(input_size, config.bins if self.two_hot else 1, config, output_scale=0.0)
@@ -208,13 +262,14 @@ class ScalarHead(nn.Module):
         """Returns the predicted scalar (...) for an output of `forward`."""
         if self.two_hot:
             return (F.softmax(output, -1) * self.bins).sum(-1)
-        return output.squeeze(-1)
+        return symexp(output.squeeze(-1)) if self.symlog else output.squeeze(-1)
 
     def loss(self, output, target):
         """Returns -ln p(target) (...) for an output of `forward` and a target (...)."""
         if self.two_hot:
             indices, weights = two_hot(target, self.bins)
             return -(weights * F.log_softmax(output, -1).gather(-1, indices)).sum(-1)
+        target = symlog(target) if self.symlog else target
         return -Normal(output.squeeze(-1), 1.0, validate_args=False).log_prob(target)
 
 
@@ -225,6 +280,7 @@ class Actor(nn.Module):
     returns is the distribution of u, a sample is one of u.
     """
 
+    action = staticmethod(torch.tanh)  # what a sample means, within [-1, 1]
     STD_MIN, STD_MAX = 0.1, 1.0  # of u: with 7, |action| is about 1 always, and nothing is learned
 
     def __init__(self, input_size, action_size, config):
@@ -243,19 +299,10 @@ class Actor(nn.Module):
         return torch.randn(*size, output.out_features // 2, device=output.weight.device)
 
     @staticmethod
-    def sample(policy, noise):
-        """Returns a sample (..., A) with gradient, by what `noise()` returned."""
-        return policy.base_dist.loc + policy.base_dist.scale * noise
-
-    @staticmethod
-    def mode(policy):
-        """Returns the sample (..., A) that stands for all: the mean."""
-        return policy.mean
-
-    @staticmethod
-    def action(sample):
-        """Returns the action (..., A) that a sample means, within [-1, 1]."""
-        return torch.tanh(sample)
+    def sample(policy, noise=None):
+        """Returns a sample (..., A) with gradient, by `noise()`; without noise, the mean."""
+        mean, std = policy.base_dist.loc, policy.base_dist.scale
+        return mean if noise is None else mean + std * noise
 
     @staticmethod
     def stack(policies):
@@ -285,6 +332,8 @@ class DiscreteActor(nn.Module):
     Every choice keeps its part of `unimix` (DreamerV3, Actor learning).
     """
 
+    action = staticmethod(lambda sample: sample)
+
     def __init__(self, input_size, action_size, config):
         super().__init__()
         self.unimix = config.unimix
@@ -301,19 +350,9 @@ class DiscreteActor(nn.Module):
         return torch.rand(*size, 1, device=self.layers[-1].weight.device)
 
     @staticmethod
-    def sample(policy, noise):
-        """Returns a one-hot sample (..., A) with straight-through gradient."""
+    def sample(policy, noise=None):
+        """Returns a choice (..., A) with straight-through gradient; without noise, the mode."""
         return one_hot(policy.probs, noise)
-
-    @staticmethod
-    def mode(policy):
-        """Returns the most likely choice (..., A)."""
-        return one_hot(policy.probs)
-
-    @staticmethod
-    def action(sample):
-        """Returns the sample: it is the action."""
-        return sample
 
     @staticmethod
     def stack(policies):

@@ -1,16 +1,22 @@
 """Worlds other than hockey: choices and images, how they are made, what is refused."""
 
+from importlib.util import find_spec
+
+import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import make_config
+from conftest import make_batch, make_config
+from gymnasium import spaces
 from tiny import STATE, numbers, outcome, run, tiny_config
 from torch.distributions import Categorical
 
+import checkpoint
+import machine
 from buffer import ReplayBuffer
 from dreamer import Dreamer
 from environments import make_environments, playable, random_actions, sizes_of
-from networks import DiscreteActor
+from networks import DiscreteActor, ImageDecoder, ImageEncoder, stages
 from utils import UserError
 
 CARTPOLE = {"config": "cartpole.yml", "run": "tiny", "environments": 3}
@@ -43,7 +49,7 @@ def test_samples_are_one_hot_and_as_frequent_as_the_policy_says():
     assert sample.shape == (20000, 4, 5)
     assert torch.equal(sample.detach().round().sum(-1), torch.ones(20000, 4))
     assert torch.allclose(sample.mean(0), policy.probs, atol=0.02)
-    assert torch.equal(actor.mode(policy).argmax(-1), policy.probs.argmax(-1))
+    assert torch.equal(actor.sample(policy).argmax(-1), policy.probs.argmax(-1))
     assert torch.equal(actor.action(sample), sample)
 
 
@@ -126,3 +132,258 @@ def test_a_resumed_run_of_choices_is_the_run_that_nothing_stopped(tmp_path, monk
 def test_switches_are_refused_where_actions_are_choices():
     with pytest.raises(UserError, match="switches must be"):
         Dreamer(make_config(dreamer__switches=[0]), 4, 2, "cpu", True)
+
+
+# ---------------------------------------------------------------------------- images
+
+
+class Lights(gymnasium.Env):
+    """A lamp somewhere in a row of pixels; to name its half of the picture is paid, five times."""
+
+    def __init__(self, height=10, width=10, channels=2, dtype="uint8", played=None, seen=None):
+        self.shape, self.dtype = (height, width, channels), np.dtype(dtype)
+        high = 255 if self.dtype == np.uint8 else 1
+        self.observation_space = seen or spaces.Box(0, high, self.shape, self.dtype)
+        self.action_space = played or spaces.Discrete(2)
+        self.high = high
+
+    def look(self):
+        self.time += 1
+        self.place = int(self.np_random.integers(self.shape[1]))
+        image = np.zeros(self.shape, self.dtype)
+        image[:, self.place] = self.high
+        return image
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self.look(), {}
+
+    def step(self, action):
+        reward = float(np.argmax(action) if np.ndim(action) else action)
+        reward = float(reward == (self.place >= self.shape[1] // 2))
+        return self.look(), reward, self.time > 5, False, {}
+
+
+LIGHTS = {"environment": "test_worlds:Lights-v0", "environments": 3, "run": "tiny"}
+LIGHTS |= {"dreamer__observation_scale": "[]", "dreamer__observation_in_state": "false"}
+LIGHTS |= {"dreamer__switches": "[]", "dreamer__channels": 2, "dreamer__reconstruction_weight": 1}
+gymnasium.register("Lights-v0", lambda **options: Lights(**options))
+
+
+@pytest.mark.parametrize("norm", ["LayerNorm", "RMSNorm", "none"])
+@pytest.mark.parametrize(
+    ("shape", "smallest"),
+    [((64, 64, 3), (16, 4, 4)), ((96, 96, 3), (16, 6, 6)), ((84, 84, 1), (16, 5, 5))]
+    + [((10, 10, 6), (2, 5, 5)), ((21, 34, 3), (4, 5, 8)), ((5, 5, 2), (2, 5, 5))],
+)
+def test_the_decoder_is_the_encoders_mirror(shape, smallest, norm):
+    config = make_config(dreamer__channels=2, dreamer__norm=norm).dreamer
+    pixels = int(np.prod(shape))
+    assert stages(shape, config)[-1] == smallest
+    encoder, decoder = ImageEncoder(shape, 7, config), ImageDecoder(7, shape, config)
+    seen = encoder(torch.rand(2, 3, pixels))
+    painted = decoder(seen)
+    assert seen.shape == (2, 3, 7) and painted.shape == (2, 3, pixels)
+    assert 0 < painted.min() and painted.max() < 1
+    convolutions = [part for part in encoder if isinstance(part, torch.nn.Conv2d)]
+    assert len(convolutions) == len(stages(shape, config)) - 1
+    for network in (encoder, decoder):
+        for parameter in network.parameters():
+            (gradient,) = torch.autograd.grad(painted.square().sum(), parameter, retain_graph=True)
+            assert gradient.isfinite().all()
+
+
+def make_painter(shape=(10, 12, 3), **settings):
+    """An agent that sees images and plays one of two choices."""
+    settings = {"channels": 4, "observation_in_state": "false"} | settings
+    config = make_config(**{f"dreamer__{key}": value for key, value in settings.items()})
+    return Dreamer(config, shape, 2, "cpu", True)
+
+
+def test_images_are_flat_and_channels_first_inside_and_come_back():
+    agent = make_painter()
+    images = torch.randint(256, (4, 5, 10, 12, 3), dtype=torch.uint8)
+    squashed = agent.squash(images)
+    assert squashed.shape == (4, 5, 360) and squashed.max() <= 1
+    assert squashed[1, 2].unflatten(-1, (3, 10, 12))[2, 7, 5] == images[1, 2, 7, 5, 2] / 255
+    assert torch.equal(agent.unsquash(squashed).round().to(torch.uint8), images)
+
+
+def test_the_loss_of_an_image_is_the_sum_of_its_pixels_and_it_learns_to_paint():
+    torch.manual_seed(1)
+    agent = make_painter(world_model_rate=3e-3, reconstruction_weight=2)
+    batch = make_batch(action_size=2)
+    batch["observation"] = torch.zeros(4, 5, 10, 12, 3, dtype=torch.uint8)
+    batch["observation"][..., 2:6, :4, 1] = 255
+    _, _, metrics = agent.world_model_loss(batch)
+    first = metrics["world_model/reconstruction"]
+    assert 0.5 * 360 * 0.25 * 0.7 < first < 0.5 * 360 * 0.25 * 1.4  # all pixels grey at first
+    for _ in range(25):
+        with agent.update(batch):
+            pass
+    _, _, metrics = agent.world_model_loss(batch)
+    assert metrics["world_model/reconstruction"] < 0.7 * first
+
+
+@pytest.mark.parametrize("shape", [(10, 12), (12, 10, 3), (2, 2, 10, 12, 3), ()])
+def test_images_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match="observations must be"):
+        make_painter().act(np.zeros(shape))
+
+
+@pytest.mark.parametrize("setting", [{"observation_in_state": "true"}, {"observation_scale": [1]}])
+def test_images_are_no_part_of_the_state(setting):
+    with pytest.raises(UserError, match="Images need dreamer.observation_in_state=false"):
+        make_painter(**setting)
+
+
+def test_the_replay_keeps_bytes():
+    replay = ReplayBuffer(make_config(replay__rows=40).replay, 2, (3, 4, 2), 1)
+    images = torch.randint(256, (30, 2, 3, 4, 2), dtype=torch.uint8)
+    for time in range(30):
+        replay.add(
+            images[time], torch.zeros(2), torch.full((2,), time), torch.zeros(2), torch.zeros(2)
+        )
+    batch = replay.sample(16, 5)
+    time, image = batch["reward"].long(), batch["observation"]
+    assert image.dtype == torch.uint8 and image.shape == (16, 5, 3, 4, 2)
+    is_ring = [(image == images[time, ring]).flatten(1).all(1) for ring in (0, 1)]
+    assert (is_ring[0] ^ is_ring[1]).all()
+    assert replay.bytes == 40 * (3 * 4 * 2 + 4 * 4)
+    other = ReplayBuffer(make_config(replay__rows=40).replay, 2, (3, 4, 2), 1)
+    other.restore(replay.state())
+    assert torch.equal(other.state()["replay/images"], images[10:])
+    with pytest.raises(ValueError, match="images differ"):
+        ReplayBuffer(make_config(replay__rows=40).replay, 2, (4, 3, 2), 1).restore(replay.state())
+
+
+def test_a_replay_that_is_too_large_is_refused_with_the_number_that_fits(monkeypatch):
+    monkeypatch.setattr(machine, "free_memory", lambda device: 1e6)
+    with pytest.raises(UserError, match=r"replay.rows: 2000 of 12304 bytes.* at most 65\."):
+        ReplayBuffer(make_config(replay__rows=2000).replay, 2, (64, 64, 3), 1)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "bool"])
+def test_images_train_and_resume_exactly(tmp_path, monkeypatch, dtype):
+    options = LIGHTS | {"environment_kwargs": f"[dtype={dtype}]"}
+    events = run(**options)
+    agent, expected = Dreamer.load(STATE.with_name("latest.safetensors")), outcome()
+    assert agent.sizes == ((10, 10, 2), 2) and agent.discrete
+    assert checkpoint.load(STATE)[0]["replay/images"].max() == 255
+    if dtype == "uint8":
+        (tmp_path / "again").mkdir()
+        monkeypatch.chdir(tmp_path / "again")
+        run(**options, crash_after=int(0.6 * events))
+        run(**options, resume="true")
+        assert outcome() == expected
+
+
+# ---------------------------------------------------------------------------- wrappers
+
+
+def make_lights(mode="sync", count=2, **options):
+    """Environments of lamps; keywords are keys of the config."""
+    return make_environments(tiny_config(**LIGHTS | {"vectorization": mode} | options), count)
+
+
+def test_wrappers_are_gymnasiums():
+    sizes = {}
+    for name, options in {
+        "plain": {},
+        "larger": {"environment_kwargs": "[height=12, width=20, channels=3]"},
+        "grey": {"environment_kwargs": "[channels=3]", "wrappers__grayscale": "true"},
+        "flat": {"wrappers__flatten": "true"},
+    }.items():
+        environments = make_lights(**options)
+        sizes[name] = sizes_of(environments)[0][0]
+        observations, _ = environments.reset(seed=0)
+        assert observations.shape == (2, *environments.single_observation_space.shape)
+        assert observations.max() > 1
+    assert sizes == {"plain": (10, 10, 2), "larger": (12, 20, 3), "grey": (10, 10, 1), "flat": 200}
+
+
+@pytest.mark.skipif(not find_spec("cv2"), reason="Gymnasium resizes by OpenCV")
+def test_images_are_resized():
+    for channels, grey in ((3, "true"), (3, "false"), (1, "false")):
+        kwargs = f"[height=30, width=20, channels={channels}]"
+        options = {"wrappers__resize": 16, "wrappers__grayscale": grey}
+        environments = make_lights(environment_kwargs=kwargs, **options)
+        expected = (16, 16, 1 if grey == "true" else channels)
+        assert sizes_of(environments)[0][0] == expected
+        assert environments.reset(seed=0)[0].shape == (2, *expected)
+
+
+def length_of(**options):
+    """How many decisions the first episode takes."""
+    environments = make_lights(**options)
+    environments.reset(seed=0)
+    for step in range(1, 20):
+        _, _, terminated, truncated, _ = environments.step(np.zeros(2, int))
+        if (terminated | truncated).all():
+            return step, bool(terminated.all())
+
+
+def test_actions_are_repeated_and_time_is_limited():
+    assert length_of() == (5, True)
+    assert length_of(wrappers__action_repeat=2) == (3, True)
+    assert length_of(wrappers__time_limit=3) == (3, False)
+
+
+def test_processes_play_the_same_games():
+    found = []
+    for mode in ("sync", "async"):
+        environments = make_lights(mode)
+        rows = [environments.reset(seed=3)[0]]
+        rows += [environments.step(np.zeros(2, int))[0] for _ in range(8)]
+        environments.close()
+        found.append(np.stack(rows))
+    assert np.array_equal(*found)
+
+
+# ---------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("seen", "played", "word"),
+    [
+        (spaces.Dict({"a": spaces.Discrete(2)}), None, "Dict.*flatten=true"),
+        (spaces.Tuple([spaces.Discrete(2)]), None, "Tuple"),
+        (spaces.Text(5), None, "Text"),
+        (spaces.Discrete(3), None, "Discrete"),
+        (spaces.Box(0, 1, ()), None, "flat Box"),
+        (spaces.Box(0, 1, (4, 4)), None, "flat Box"),
+        (spaces.Box(0, 1, (4, 4, 3)), None, "uint8"),
+        (spaces.Box(0, 255, (2, 4, 4, 3), np.uint8), None, "images"),
+        (None, spaces.Box(-np.inf, np.inf, (2,)), "finite bounds"),
+        (None, spaces.Box(-1, 1, (2, 2)), "actions must be"),
+        (None, spaces.MultiDiscrete([2, 2]), "actions must be"),
+        (None, spaces.MultiBinary(2), "actions must be"),
+        (None, spaces.Text(3), "actions must be"),
+    ],
+)
+def test_bad_spaces_are_one_sentence(seen, played, word):
+    gymnasium.register("Odd-v0", lambda: Lights(seen=seen, played=played))
+    try:
+        with pytest.raises(UserError, match=word) as caught:
+            make_lights(environment="Odd-v0")
+    finally:
+        del gymnasium.registry["Odd-v0"]
+    assert "\n" not in str(caught.value) and "environment" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"environment": "no_such_module:Env-v0"}, "no_such_module"),
+        ({"environment": "NoSuchGame-v0"}, "NoSuchGame"),
+        ({"environment_kwargs": "[height]"}, "key=value"),
+        ({"environment_kwargs": "[no_such=3]"}, "no_such"),
+        ({"environment_kwargs": "[channels=2]", "wrappers__grayscale": "true"}, "can't be used"),
+        ({"environment": "CartPole-v1", "wrappers__resize": 8}, "can't be used"),
+    ],
+)
+def test_environments_that_can_not_be_made_are_one_sentence(options, word):
+    with pytest.raises(UserError, match=word) as caught:
+        make_lights(**options)
+    assert "\n" not in str(caught.value)
