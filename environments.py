@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 import yaml
 from gymnasium import wrappers
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
@@ -13,6 +14,8 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from hockey_wrapper import HockeyGames
 from opponents import OneOpponent, PerGame
 from utils import UserError, check_finite, one_line, seed_everything
+
+BROKEN = (AssertionError, AttributeError, ImportError, TypeError, ValueError)  # of bad ids, kwargs
 
 
 def make_environments(config, count, pool=None):
@@ -24,16 +27,18 @@ def make_environments(config, count, pool=None):
     if config.environment == "hockey":
         games = HockeyGames(config.hockey, count, pool, config.dreamer.discount)
         return RecordEpisodeStatistics(games)
+    module, _, name = config.environment.partition(":")
+    is_class = bool(module) and name.isidentifier()  # not an id, which ends in -v0
     try:
         environments = gymnasium.make_vec(
-            config.environment,
+            EnvSpec(name, config.environment) if is_class else config.environment,
             count,
             vectorization_mode=config.vectorization,
             vector_kwargs={"autoreset_mode": AutoresetMode.NEXT_STEP},
             wrappers=[partial(wrap, settings=config.wrappers)],
             **keywords(config),
         )
-    except (gymnasium.error.Error, AssertionError, ImportError, TypeError, ValueError) as error:
+    except (gymnasium.error.Error, *BROKEN) as error:
         reason = one_line(error)
         raise UserError(f"environment: {config.environment} can't be used: {reason}") from None
     return RecordEpisodeStatistics(environments)

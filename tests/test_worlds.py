@@ -330,6 +330,11 @@ def test_actions_are_repeated_and_time_is_limited():
     assert length_of(wrappers__time_limit=3) == (3, False)
 
 
+def test_a_class_needs_no_registration():
+    environments = make_lights(environment="test_worlds:Lights", environment_kwargs="[channels=1]")
+    assert sizes_of(environments) == (((10, 10, 1), 2), True)
+
+
 def test_processes_play_the_same_games():
     found = []
     for mode in ("sync", "async"):
@@ -377,6 +382,7 @@ def test_bad_spaces_are_one_sentence(seen, played, word):
     [
         ({"environment": "no_such_module:Env-v0"}, "no_such_module"),
         ({"environment": "NoSuchGame-v0"}, "NoSuchGame"),
+        ({"environment": "test_worlds:NoSuchGame"}, "NoSuchGame"),
         ({"environment_kwargs": "[height]"}, "key=value"),
         ({"environment_kwargs": "[no_such=3]"}, "no_such"),
         ({"environment_kwargs": "[channels=2]", "wrappers__grayscale": "true"}, "can't be used"),
@@ -387,3 +393,23 @@ def test_environments_that_can_not_be_made_are_one_sentence(options, word):
     with pytest.raises(UserError, match=word) as caught:
         make_lights(**options)
     assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------------------- presets
+
+NEEDS = {"minatar.yml": "minatar", "car-racing.yml": "cv2"}
+
+
+@pytest.mark.parametrize(
+    "name", ["dreamerv1.yml", "dreamerv2.yml", "dreamerv3.yml", "minatar.yml", "car-racing.yml"]
+)
+def test_presets_train_a_few_steps(name):
+    if not find_spec(NEEDS.get(name, "gymnasium")):
+        pytest.skip(f"{NEEDS[name]} is not installed")
+    sizes = {"gradient_steps": 3, "evaluate_every": 3, "evaluation_games": 2, "save_every": 3}
+    sizes |= {"environments": 2, "warmup_rows": 20, "dreamer__channels": 2}
+    if name == "car-racing.yml":  # an episode is long
+        sizes |= {"vectorization": "sync", "wrappers__time_limit": 3, "wrappers__resize": 16}
+    run(config=name, **sizes)
+    header, *rows = numbers()
+    assert rows[-1][0] == "3" and "evaluation/return" in header
