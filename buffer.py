@@ -47,8 +47,7 @@ class ReplayBuffer:
         self.images = torch.zeros(self.length, rings, *shape, dtype=torch.uint8, device=device)
         signs = None if mirror is None else torch.tensor([*mirror, 1, 1, 1], dtype=torch.float32)
         self.signs = None if mirror is None else signs.to(device)
-        self.head = 0
-        self.filled = 0
+        self.head = self.filled = 0
 
     def add(self, observation, action, reward, is_first, is_terminal):
         """Writes one row per ring; each argument is (rings, ...) in the order of the rings."""

@@ -47,6 +47,7 @@ SHAPES = (
     *("observation_in_state", "channels", "latent", "latent_groups", "latent_classes", "unimix"),
     *("scalar", "bins", "bin_limit", "discount"),
 )
+WHERE_IT_PLAYS = ("run", "environment", "environment_kwargs", "vectorization", "wrappers", "hockey")
 SWITCH_ON = 0.5  # an action of `switches` is on above it, else off
 RETURN_SCALE_DECAY = 0.99  # per gradient step, of the running 5%..95% range of the returns
 LONGEST_GRADIENTS = 0.9  # longer gradients of imagined actions shrink to this quantile of them
@@ -491,7 +492,7 @@ class Dreamer(nn.Module):
             path,
             self.state_dict(),
             format=FORMAT,
-            config={key: config[key] for key in ("run", "environment", "hockey", "dreamer")},
+            config={key: config[key] for key in (*WHERE_IT_PLAYS, "dreamer") if key in config},
             sizes=self.sizes,
             discrete=self.discrete,
             counters={"gradient_steps": self.gradient_steps, **counters},

@@ -18,11 +18,12 @@ from utils import UserError, check_finite, one_line, seed_everything
 BROKEN = (AssertionError, AttributeError, ImportError, TypeError, ValueError)  # of bad ids, kwargs
 
 
-def make_environments(config, count, pool=None):
+def make_environments(config, count, pool=None, render_mode=None):
     """Returns `count` environments side by side as a Gymnasium `VectorEnv`.
 
     Hockey is played against the opponents of `pool`. Spaces are as `wrap` has them; the step after
-    an episode's end starts the next one. Raises `UserError` if there are none such.
+    an episode's end starts the next one. `render_mode`: what `render` returns, not in hockey.
+    Raises `UserError` if there are none such.
     """
     if config.environment == "hockey":
         games = HockeyGames(config.hockey, count, pool, config.dreamer.discount)
@@ -36,7 +37,7 @@ def make_environments(config, count, pool=None):
             vectorization_mode=config.vectorization,
             vector_kwargs={"autoreset_mode": AutoresetMode.NEXT_STEP},
             wrappers=[partial(wrap, settings=config.wrappers)],
-            **keywords(config),
+            **keywords(config, render_mode),
         )
     except (gymnasium.error.Error, *BROKEN) as error:
         reason = one_line(error)
@@ -44,9 +45,9 @@ def make_environments(config, count, pool=None):
     return RecordEpisodeStatistics(environments)
 
 
-def keywords(config):
+def keywords(config, render_mode=None):
     """Returns what `gymnasium.make` gets beside the id. Raises `UserError` for no key=value."""
-    found = {}
+    found = {"render_mode": render_mode} if render_mode else {}
     for text in config.environment_kwargs:
         key, equals, value = text.partition("=")
         if not equals:

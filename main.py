@@ -104,8 +104,8 @@ class Training:
         self.saved = None  # how far the run was at its last checkpoint
         if config.videos:
             check_recorder("videos/game.mp4")
-            if not self.pool:
-                raise UserError("videos: only hockey can be filmed.")
+            if not self.pool and "rgb_array" not in environments.metadata.get("render_modes", ()):
+                raise UserError(f"videos: {config.environment} can't draw itself (rgb_array).")
         self.describe()
         if is_new:
             if config.init:

@@ -1,9 +1,14 @@
 """Worlds other than hockey: choices and images, how they are made, what is refused."""
 
+import base64
+import io
+import re
 from importlib.util import find_spec
+from pathlib import Path
 
 import gymnasium
 import numpy as np
+import pygame
 import pytest
 import torch
 from conftest import make_batch, make_config
@@ -13,9 +18,11 @@ from torch.distributions import Categorical
 
 import checkpoint
 import machine
+import play
 from buffer import ReplayBuffer
 from dreamer import Dreamer
 from environments import make_environments, playable, random_actions, sizes_of
+from extras.image_dreams import paint
 from networks import DiscreteActor, ImageDecoder, ImageEncoder, stages
 from utils import UserError
 
@@ -140,12 +147,13 @@ def test_switches_are_refused_where_actions_are_choices():
 class Lights(gymnasium.Env):
     """A lamp somewhere in a row of pixels; to name its half of the picture is paid, five times."""
 
-    def __init__(self, height=10, width=10, channels=2, dtype="uint8", played=None, seen=None):
+    def __init__(self, height=10, width=10, channels=2, dtype="uint8", days=5, **odd):
         self.shape, self.dtype = (height, width, channels), np.dtype(dtype)
         high = 255 if self.dtype == np.uint8 else 1
-        self.observation_space = seen or spaces.Box(0, high, self.shape, self.dtype)
-        self.action_space = played or spaces.Discrete(2)
-        self.high = high
+        box = spaces.Box(0, high, self.shape, self.dtype)
+        self.observation_space = odd.get("seen") or box
+        self.action_space = odd.get("played") or spaces.Discrete(2)
+        self.high, self.days = high, days
 
     def look(self):
         self.time += 1
@@ -162,7 +170,7 @@ class Lights(gymnasium.Env):
     def step(self, action):
         reward = float(np.argmax(action) if np.ndim(action) else action)
         reward = float(reward == (self.place >= self.shape[1] // 2))
-        return self.look(), reward, self.time > 5, False, {}
+        return self.look(), reward, self.time > self.days, False, {}
 
 
 LIGHTS = {"environment": "test_worlds:Lights-v0", "environments": 3, "run": "tiny"}
@@ -346,6 +354,45 @@ def test_processes_play_the_same_games():
     assert np.array_equal(*found)
 
 
+@pytest.mark.skipif(not find_spec("imageio_ffmpeg"), reason="videos need ffmpeg")
+def test_an_environment_that_draws_itself_is_filmed():
+    run(**CARTPOLE, gradient_steps=2, evaluate_every=2, videos="true")
+    assert Path("videos/tiny_2.mp4").stat().st_size > 1000
+
+
+def test_an_environment_that_draws_nothing_is_refused_at_the_start():
+    with pytest.raises(UserError, match="videos: test_worlds:Lights-v0 can't draw itself"):
+        run(**LIGHTS, videos="true")
+
+
+# ---------------------------------------------------------------------------- dreams
+
+
+def test_the_page_of_dreams_of_images():
+    run(**LIGHTS, environment_kwargs="[days=30]", gradient_steps=3, evaluate_every=3)
+    assert play.main(["dream", "tiny", "--out", "plots/dream.html"]) == 0
+    page = Path("plots/dream.html").read_text()
+    strips = re.findall(r'data-at="(\d+)" src="data:image/png;base64,([^"]+)"', page)
+    assert [int(moment) for moment, _ in strips] == list(range(4, 15))
+    picture = pygame.image.load(io.BytesIO(base64.b64decode(strips[0][1])))
+    assert picture.get_size() == (5 * 20 * 11, 5 * 3 * 11)
+
+
+@torch.no_grad()
+def test_dreams_of_images_follow_the_actions_that_were_played():
+    agent = make_painter()
+    images, actions = torch.zeros(30, 10, 12, 3), torch.eye(2)[torch.randint(2, (30,))]
+    state = [torch.randn(30, size) for size in agent.rssm.sizes]
+    painted, real = paint(agent, images, actions, state, 7)
+    assert painted.shape == real.shape == (20, 10, 12, 3)
+    expected = agent.unsquash(agent.rssm.decode(*(part[3:8] for part in state)))
+    assert np.allclose(painted[:5], expected, atol=1e-3)
+    now = [part[7:8] for part in state]
+    for step in range(3):
+        now, _ = agent.rssm.step(now, actions[7 + step][None], mode=True)
+    assert np.allclose(painted[7], agent.unsquash(agent.rssm.decode(*now))[0], atol=1e-3)
+
+
 # ---------------------------------------------------------------------------- refusals
 
 
@@ -384,7 +431,7 @@ def test_bad_spaces_are_one_sentence(seen, played, word):
         ({"environment": "NoSuchGame-v0"}, "NoSuchGame"),
         ({"environment": "test_worlds:NoSuchGame"}, "NoSuchGame"),
         ({"environment_kwargs": "[height]"}, "key=value"),
-        ({"environment_kwargs": "[no_such=3]"}, "no_such"),
+        ({"environment": "CartPole-v1", "environment_kwargs": "[no_such=3]"}, "no_such"),
         ({"environment_kwargs": "[channels=2]", "wrappers__grayscale": "true"}, "can't be used"),
         ({"environment": "CartPole-v1", "wrappers__resize": 8}, "can't be used"),
     ],
