@@ -1,5 +1,7 @@
 """The worlds an agent is trained in, hockey or any Gymnasium id, and how it plays there."""
 
+import atexit
+import weakref
 from functools import partial
 
 import gymnasium
@@ -42,6 +44,9 @@ def make_environments(config, count, pool=None, render_mode=None):
     except (gymnasium.error.Error, *BROKEN) as error:
         reason = one_line(error)
         raise UserError(f"environment: {config.environment} can't be used: {reason}") from None
+    if config.vectorization == "async":  # they heed no signal, so an exit would wait for ever
+        known = weakref.ref(environments)
+        atexit.register(lambda: known() and known().close())
     return RecordEpisodeStatistics(environments)
 
 

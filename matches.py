@@ -113,13 +113,14 @@ def evaluate(agent, config, pool, stop):
     former self. Elsewhere it is the mean return. Raises `Stopped` once `stop` is requested.
     """
     games, seed = config.evaluation_games, agent.gradient_steps
+    deterministic = config.evaluation_actions == "mode"
 
     def fresh_player():
         player = agent.player()
 
         def act(observations):
             stop.check()
-            return player.act(observations, deterministic=True)
+            return player.act(observations, deterministic=deterministic)
 
         return act
 

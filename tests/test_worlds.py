@@ -3,8 +3,11 @@
 import base64
 import io
 import re
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -23,6 +26,8 @@ from buffer import ReplayBuffer
 from dreamer import Dreamer
 from environments import make_environments, playable, random_actions, sizes_of
 from extras.image_dreams import paint
+from machine import Stop
+from matches import evaluate
 from networks import DiscreteActor, ImageDecoder, ImageEncoder, stages
 from utils import UserError
 
@@ -124,6 +129,20 @@ def test_cartpole_trains_and_its_agent_is_rebuilt_from_its_file():
     assert agent.sizes == (4, 2) and agent.discrete
     assert set(np.unique(agent.act(np.zeros((5, 4))))) == {0, 1}
     assert "evaluation/return" in numbers()[0]
+
+
+@pytest.mark.parametrize("actions", ["mode", "sample"])
+def test_an_evaluation_plays_modes_or_samples(actions):
+    config, asked = tiny_config(**CARTPOLE, evaluation_actions=actions), set()
+    agent = Dreamer(config, 4, 2, "cpu", True)
+
+    def act(observation, deterministic):
+        asked.add(deterministic)
+        return np.eye(2, dtype=np.float32)[np.zeros(len(observation), int)]
+
+    agent.player = lambda: SimpleNamespace(act=act)
+    evaluate(agent, config, None, Stop())
+    assert asked == {actions == "mode"}
 
 
 def test_a_resumed_run_of_choices_is_the_run_that_nothing_stopped(tmp_path, monkeypatch):
@@ -352,6 +371,22 @@ def test_processes_play_the_same_games():
         environments.close()
         found.append(np.stack(rows))
     assert np.array_equal(*found)
+
+
+@pytest.mark.slow
+def test_processes_end_with_a_run_that_fails():
+    lines = (
+        "import sys; sys.path[:0] = sys.argv[1:]",
+        "from machine import Stop; Stop().listen()",
+        "from config import load_config; from environments import make_environments",
+        "config = load_config('cartpole.yml', ['vectorization=async'])",
+        "environments = make_environments(config, 2)",
+        "1 / 0",
+    )
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", "\n".join(lines), str(here.parent), str(here)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1 and "ZeroDivisionError" in ended.stderr
 
 
 @pytest.mark.skipif(not find_spec("imageio_ffmpeg"), reason="videos need ffmpeg")
