@@ -55,9 +55,12 @@ def keywords(config, render_mode=None):
     found = {"render_mode": render_mode} if render_mode else {}
     for text in config.environment_kwargs:
         key, equals, value = text.partition("=")
-        if not equals:
-            raise UserError(f"environment_kwargs: '{text}' must read key=value.")
-        found[key.strip()] = yaml.safe_load(value)
+        try:
+            if not equals:
+                raise ValueError
+            found[key.strip()] = yaml.safe_load(value)
+        except (ValueError, yaml.YAMLError):
+            raise UserError(f"environment_kwargs: '{text}' must read key=value.") from None
     if config.wrappers.time_limit:
         found["max_episode_steps"] = config.wrappers.time_limit
     return found

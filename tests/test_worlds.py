@@ -466,6 +466,7 @@ def test_bad_spaces_are_one_sentence(seen, played, word):
         ({"environment": "NoSuchGame-v0"}, "NoSuchGame"),
         ({"environment": "test_worlds:NoSuchGame"}, "NoSuchGame"),
         ({"environment_kwargs": "[height]"}, "key=value"),
+        ({"environment_kwargs": "['height=[']"}, "key=value"),
         ({"environment": "CartPole-v1", "environment_kwargs": "[no_such=3]"}, "no_such"),
         ({"environment_kwargs": "[channels=2]", "wrappers__grayscale": "true"}, "can't be used"),
         ({"environment": "CartPole-v1", "wrappers__resize": 8}, "can't be used"),
