@@ -10,23 +10,26 @@ Each game (and each player's view of it) has its own ring, all written at the sa
             newest ------> | oldest ----------->      a window [t, t+L) never spans the head
 """
 
+import math
+
 import torch
 
-from machine import free_memory
+from machine import check_memory
 from utils import UserError
 
 
 class ReplayBuffer:
-    """Rows of `rings` parallel streams in one preallocated float32 tensor (length, rings, row)."""
+    """Rows of `rings` parallel streams, in one preallocated float32 tensor; images are bytes."""
 
     def __init__(
         self, settings, rings, observation_size, action_size, device="cpu", own=None, mirror=None
     ):
         """Holds `settings.rows` rows in all, on `device`; `settings`: `config.replay`.
 
-        The first `own` rings (default: all) are the agent's own play, the others its opponents'.
-        `mirror`: signs (observation + action,) of a symmetry of the game, if it has one. Raises
-        `UserError` if a ring would be shorter than a window, or memory does not suffice.
+        `observation_size`: how many numbers, or the (H, W, C) of images. The first `own` rings
+        (default: all) are the agent's own play, the others its opponents'. `mirror`: signs
+        (observation + action,) of a symmetry of the game, if it has one. Raises `UserError` if a
+        ring would be shorter than a window, or the memory does not suffice.
         """
         rows, window = settings.rows, settings.batch_length
         if rows // rings < window:
@@ -34,22 +37,25 @@ class ReplayBuffer:
                 f"replay.rows: {rows} rows in {rings} rings are fewer than one window of {window}"
                 f" each; take at least {window * rings}."
             )
-        self.sizes = [observation_size, action_size, 1, 1, 1]
+        self.is_image = not isinstance(observation_size, int)
+        self.sizes = [0 if self.is_image else observation_size, action_size, 1, 1, 1]
+        each = 4 * sum(self.sizes) + (math.prod(observation_size) if self.is_image else 0)
+        self.bytes = check_memory("replay.rows", rows, each, device)
         self.rings, self.own, self.length = rings, rings if own is None else own, rows // rings
-        wanted, free = 4 * self.length * rings * sum(self.sizes), free_memory(torch.device(device))
-        if wanted > free:
-            raise UserError(
-                f"replay.rows: {rows} rows take {wanted / 1e9:.1f} GB of memory, and"
-                f" {free / 1e9:.1f} GB are there."
-            )
         self.rows = torch.zeros(self.length, rings, sum(self.sizes), device=device)
+        shape = observation_size if self.is_image else (0,)
+        self.images = torch.zeros(self.length, rings, *shape, dtype=torch.uint8, device=device)
         signs = None if mirror is None else torch.tensor([*mirror, 1, 1, 1], dtype=torch.float32)
         self.signs = None if mirror is None else signs.to(device)
         self.head = self.filled = 0
 
     def add(self, observation, action, reward, is_first, is_terminal):
         """Writes one row per ring; each argument is (rings, ...) in the order of the rings."""
-        parts = (observation, action, reward, is_first, is_terminal)
+        parts = [action, reward, is_first, is_terminal]
+        if self.is_image:
+            self.images[self.head] = torch.as_tensor(observation).to(self.images.device)
+        else:
+            parts.insert(0, observation)
         columns = [torch.as_tensor(part, dtype=torch.float32) for part in parts]
         columns = [part.reshape(self.rings, -1) for part in columns]
         self.rows[self.head] = torch.cat(columns, 1).to(self.rows.device)  # (rings, row)
@@ -69,13 +75,14 @@ class ReplayBuffer:
         rings = torch.randint(self.rings, (batch_size, 1))
         oldest = self.head if self.filled == self.length else 0
         times = (oldest + starts + torch.arange(batch_length)) % self.length  # (B, T)
-        rows = self.rows[times.to(device), rings.to(device)]  # (B, T, row)
+        where = times.to(device), rings.to(device)
+        rows = self.rows[where]  # (B, T, row)
         if self.signs is not None:
             flipped = torch.randint(2, (batch_size, 1, 1)).bool().to(device)
             rows = torch.where(flipped, rows * self.signs, rows)
         observation, action, reward, is_first, is_terminal = rows.split(self.sizes, -1)
         return {
-            "observation": observation,  # (B, T, observation)
+            "observation": self.images[where] if self.is_image else observation,  # (B, T, ...)
             "action": action,  # (B, T, action)
             "reward": reward.squeeze(-1),  # (B, T)
             "is_first": is_first.squeeze(-1),  # (B, T)
@@ -84,17 +91,22 @@ class ReplayBuffer:
         }
 
     def state(self):
-        """Returns all rows (filled, rings, row), the oldest first."""
+        """Returns all rows and images by name, (filled, rings, ...), the oldest first."""
+        stored = {"replay/rows": self.rows, "replay/images": self.images}
         is_full = self.filled == self.length
-        return self.rows.roll(-self.head, 0) if is_full else self.rows[: self.filled]
+        return {
+            k: v.roll(-self.head, 0) if is_full else v[: self.filled] for k, v in stored.items()
+        }
 
-    def restore(self, rows):
+    def restore(self, tensors):
         """Takes over what `state` returned; raises ValueError if it does not fit."""
+        rows, images = tensors["replay/rows"], tensors.get("replay/images", self.images[:0])
         filled, rings, width = rows.shape
-        if (rings, width) != tuple(self.rows.shape[1:]) or filled > self.length:
+        is_fit = (rings, width) == tuple(self.rows.shape[1:]) and filled <= self.length
+        if not is_fit or images.shape[1:] != self.images.shape[1:]:
             raise ValueError(
                 f"the stored replay is {filled} x {rings} x {width} numbers, the config's holds"
-                f" {self.length} x {self.rings} x {self.rows.shape[2]}"
+                f" {self.length} x {self.rings} x {self.rows.shape[2]}, or its images differ"
             )
-        self.rows[:filled] = rows
+        self.rows[:filled], self.images[: len(images)] = rows, images
         self.filled, self.head = filled, filled % self.length

@@ -29,7 +29,7 @@ from torch import nn
 
 import checkpoint
 from machine import multiplies_bfloat16, side_by_side
-from networks import RSSM, Actor, ScalarHead, mlp
+from networks import RSSM, Actor, DiscreteActor, ImageEncoder, ScalarHead, mlp
 from utils import (
     UserError,
     lambda_returns,
@@ -44,9 +44,10 @@ FORMAT = 2  # of saved agents: one more whenever the same tensors or settings me
 # the settings that decide what weights mean: a saved agent has these, no run goes on with others
 SHAPES = (
     *("hidden_size", "hidden_layers", "norm", "activation", "recurrent_size", "observation_scale"),
-    *("observation_in_state", "latent", "latent_groups", "latent_classes", "unimix"),
+    *("observation_in_state", "channels", "latent", "latent_groups", "latent_classes", "unimix"),
     *("scalar", "bins", "bin_limit", "discount"),
 )
+WHERE_IT_PLAYS = ("run", "environment", "environment_kwargs", "vectorization", "wrappers", "hockey")
 SWITCH_ON = 0.5  # an action of `switches` is on above it, else off
 RETURN_SCALE_DECAY = 0.99  # per gradient step, of the running 5%..95% range of the returns
 LONGEST_GRADIENTS = 0.9  # longer gradients of imagined actions shrink to this quantile of them
@@ -54,30 +55,45 @@ GRADIENT_CLIP = 100.0  # largest gradient norm of each of the three parts
 
 
 class Dreamer(nn.Module):
-    """A DreamerV3 agent for flat observations and actions in [-1, 1]."""
+    """A DreamerV3 agent: observations flat or images; actions in [-1, 1], or one-hot choices."""
 
-    def __init__(self, config, observation_size, action_size, device="cpu"):
-        """`config` is a whole run's config; to play, what a saved agent has of it is enough."""
+    def __init__(self, config, observation_size, action_size, device="cpu", discrete=False):
+        """`config` is a whole run's config; to play, what a saved agent has of it is enough.
+
+        `observation_size`: how many numbers, or the (H, W, C) of images of bytes; `discrete`: an
+        action is one of `action_size` choices, not so many numbers.
+        """
         super().__init__()
         self.config = config
         self.settings = settings = SimpleNamespace(**config.dreamer)  # asked hundreds of times
-        self.sizes = (observation_size, action_size)
+        self.is_image = not isinstance(observation_size, int)
+        observation_size = tuple(observation_size) if self.is_image else observation_size
+        self.sizes, self.discrete = (observation_size, action_size), discrete
         self.device = torch.device(device)
         scale = torch.tensor(list(settings.observation_scale), dtype=torch.float32)
+        if self.is_image and (len(scale) or settings.observation_in_state):
+            raise UserError(
+                "Images need dreamer.observation_in_state=false and dreamer.observation_scale=[]."
+            )
         if len(scale) not in (0, observation_size):
             raise UserError(f"dreamer.observation_scale needs {observation_size} numbers, or [].")
-        if any(switch >= action_size for switch in getattr(settings, "switches", ())):
+        switches = getattr(settings, "switches", ())
+        if discrete and switches:
+            raise UserError("dreamer.switches must be [] where actions are choices.")
+        if any(switch >= action_size for switch in switches):
             raise UserError(
                 f"dreamer.switches: there are actions 0 to {action_size - 1} only; [] for none."
             )
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("return_scale", torch.zeros(()))
-        self.encoder = mlp(observation_size, settings.hidden_size, settings)
+        encoder = ImageEncoder if self.is_image else mlp
+        self.encoder = encoder(observation_size, settings.hidden_size, settings)
         self.rssm = RSSM(observation_size, action_size, settings)
         feature_size = sum(self.rssm.sizes)
         self.reward = ScalarHead(feature_size, settings)
         self.continues = mlp(feature_size, 1, settings)
-        self.actor = Actor(feature_size, action_size, settings)
+        policy = DiscreteActor if discrete else Actor
+        self.actor = policy(feature_size, action_size, settings)
         self.critic = ScalarHead(feature_size, settings)
         self.slow_actor, self.slow_critic = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
         self.to(self.device)
@@ -111,18 +127,20 @@ class Dreamer(nn.Module):
     def act(self, observation, deterministic=False, games=None, plan=False):
         """Actions in [-1, 1] for observations (n, O), or for a single one (O,), as NumPy float32.
 
-        A sample of the policy, its mean (`deterministic`), or what looking ahead finds to be best
-        (`plan`). Remembers state and action of each game, so call it once per decision and `reset`
-        when a game starts. `games` says which of the remembered games the rows belong to. Raises
-        ValueError for a shape that does not fit.
+        Images are (n, H, W, C) or (H, W, C), choices one-hot vectors. A sample of the policy, its
+        mean or mode (`deterministic`), or what looking ahead finds to be best (`plan`). Remembers
+        state and action of each game, so call it once per decision and `reset` when a game starts.
+        `games` says which of the remembered games the rows belong to. Raises ValueError for a shape
+        that does not fit.
         """
         observation = torch.from_numpy(np.asarray(observation, np.float32)).to(self.device)
-        if observation.ndim not in (1, 2) or observation.shape[-1] != self.sizes[0]:
+        shape = self.sizes[0] if self.is_image else (self.sizes[0],)
+        before = observation.shape[: -len(shape)]  # () or (n,)
+        if len(before) > 1 or observation.shape != (*before, *shape):
             raise ValueError(
-                f"observations must be ({self.sizes[0]},) or (n, {self.sizes[0]}),"
-                f" not {tuple(observation.shape)}"
+                f"observations must be {shape} or {('n', *shape)}, not {tuple(observation.shape)}"
             )
-        rows = observation.reshape(-1, self.sizes[0])
+        rows = observation.reshape(-1, *shape)
         games = slice(None) if games is None else torch.as_tensor(games)
         if self.memory is None:
             self.remember(len(rows))
@@ -134,23 +152,26 @@ class Dreamer(nn.Module):
         if plan:
             action = self.plan(state, policy)
         else:
-            action = torch.tanh(policy.mean if deterministic else policy.sample())
+            noise = None if deterministic else self.actor.noise(len(rows))
+            action = self.actor.action(self.actor.sample(policy, noise))
         for part, value in zip(self.memory, (*state, action), strict=True):
             part[games] = value
-        return action.reshape(*observation.shape[:-1], -1).cpu().numpy()
+        return action.reshape(*before, -1).cpu().numpy()
 
     def plan(self, state, policy, candidates=8, futures=2, horizon=5):
         """The best of several first actions from n states, judged in imagination -> (n, A).
 
-        Candidates are the policy's mean and samples. Each is followed by means of the policy, in
+        Candidates are the policy's mode and samples. Each is followed by modes of the policy, in
         several futures; its worth is the mean of their rewards and of the value where they end.
         All candidates meet the same noise, so that luck decides nothing between them. Random
         shooting with a policy prior, as in TD-MPC (Hansen et al., arXiv 2203.04955), one decision
         deep.
         """
         games = len(state[0])
-        samples = policy.sample((candidates - 1,))
-        first = torch.tanh(torch.cat([policy.mean.unsqueeze(0), samples]))  # (candidates, n, A)
+        actor = self.slow_actor
+        samples = actor.sample(policy, actor.noise(candidates - 1, games))
+        samples = torch.cat([actor.sample(policy).unsqueeze(0), samples])
+        first = actor.action(samples)  # (candidates, n, A)
         state = [part.repeat(candidates, futures, 1) for part in state]  # (., futures * n, .)
         action, worth, discount = first.repeat(1, futures, 1), 0.0, 1.0
         with self.autocast():
@@ -160,7 +181,7 @@ class Dreamer(nn.Module):
                 worth = worth + discount * self.reward.mean(self.reward(feature))
                 going_on = torch.sigmoid(self.continue_logit(feature))
                 discount = discount * self.settings.discount * going_on
-                action = torch.tanh(self.slow_actor(feature).mean)
+                action = actor.action(actor.sample(actor(feature)))
             worth = worth + discount * self.slow_critic.mean(self.slow_critic(feature))
         best = worth.unflatten(1, (futures, games)).mean(1).argmax(0)  # (n,)
         return first[best, torch.arange(games, device=self.device)]
@@ -254,11 +275,19 @@ class Dreamer(nn.Module):
         return [part.detach() for part in (h, z, o)], loss, metrics
 
     def squash(self, observation):
-        """Returns the observation as the networks see it: divided by its scale, or its symlog."""
+        """Returns the observation as the networks see it: divided by its scale, or its symlog.
+
+        Images (..., H, W, C) of bytes are flat then, channels first: (..., C*H*W) within 0..1.
+        """
+        if self.is_image:
+            return observation.movedim(-1, -3).flatten(-3).float() / 255
         return observation / self.scale if len(self.scale) else symlog(observation)
 
     def unsquash(self, observation):
         """Returns the inverse of `squash`: metres, radians, ..."""
+        if self.is_image:
+            height, width, channels = self.sizes[0]
+            return 255 * observation.unflatten(-1, (channels, height, width)).movedim(-3, -1)
         return observation * self.scale if len(self.scale) else symexp(observation)
 
     def embed(self, observation):
@@ -284,18 +313,17 @@ class Dreamer(nn.Module):
 
         s_0 --actor--> a_0 --prior--> s_1 --actor--> a_1 --prior--> s_2 ... s_H
 
-        noise: H pairs of random numbers, for the action (N, A) and for the latent; `flip`: number
+        noise: H pairs of random numbers, for the action and for the latent; `flip`: number
         of a switch that is turned the other way at the first decision (without gradient only).
-        Returns features (H+1, N, F) and, as lists over H, policies and their samples u (N, A).
+        Returns features (H+1, N, F) and, as lists over H, policies and their samples (N, A).
         """
         through_dynamics = self.settings.actor_gradient == "dynamics" and torch.is_grad_enabled()
         layers = torch.bfloat16 if self.in_bfloat16 else torch.float32  # cast once for all of them
         features, policies, samples = [self.rssm.features(state).to(layers)], [], []
         for t, (action_noise, latent_noise) in enumerate(noise):
             policies.append(self.actor(features[-1]))
-            normal = policies[-1].base_dist
-            samples.append(normal.loc + normal.scale * action_noise)
-            action = torch.tanh(samples[-1])
+            samples.append(self.actor.sample(policies[-1], action_noise))
+            action = self.actor.action(samples[-1])
             if flip is not None and t == 0:  # to where nobody doubts whether it is on
                 action[:, flip] = torch.where(action[:, flip] > SWITCH_ON, -0.9, 0.9)
             if through_dynamics:  # a few chaotic trajectories would drown all others
@@ -329,18 +357,17 @@ class Dreamer(nn.Module):
         as in DreamerV1 (Hafner et al., arXiv 1912.01603).
         """
         settings, through_dynamics = self.settings, self.settings.actor_gradient == "dynamics"
-        action_noise = partial(torch.randn, len(alive), self.sizes[1], device=self.device)
-        latent_noise = partial(self.rssm.prior.noise, len(alive))
-        noise = [(action_noise(), latent_noise()) for _ in range(settings.horizon)]
+        sources, count = (self.actor.noise, self.rssm.prior.noise), len(alive)
+        noise = [[draw(count) for draw in sources] for _ in range(settings.horizon)]
         states, policies, samples = self.imagine(start, noise)
         with torch.set_grad_enabled(through_dynamics):
             returns, values, weights = self.imagined_returns(states, alive)
         scale = update_return_scale(self.return_scale, returns, RETURN_SCALE_DECAY)
-        u, policy = torch.stack(samples), self.actor.stack(policies)
-        entropy = self.actor.entropy(policy, u)  # (H, N)
+        sample, policy = torch.stack(samples), self.actor.stack(policies)
+        entropy = self.actor.entropy(policy, sample)  # (H, N)
         objective = returns / scale
         if not through_dynamics:
-            objective = policy.log_prob(u.detach()) * (returns - values) / scale
+            objective = policy.log_prob(sample.detach()) * (returns - values) / scale
         assert objective.shape == entropy.shape == weights.shape, objective.shape  # (H, N)
         loss = -(weights * (objective + settings.entropy * entropy)).mean()
         for switch in set(settings.switches):
@@ -350,7 +377,7 @@ class Dreamer(nn.Module):
         metrics = {
             "behavior/actor_loss": loss.detach(),
             "behavior/entropy": entropy.detach().mean(),
-            "behavior/std": policy.base_dist.scale.detach().mean(),
+            **self.actor.metrics(policy),
             "behavior/return": returns.detach().mean(),
             "behavior/return_scale": self.return_scale.clone(),
         }
@@ -459,13 +486,14 @@ class Dreamer(nn.Module):
     def save(self, path, **counters):
         """Writes weights, counters and what decides play into one file that `load` reads."""
         config = OmegaConf.to_container(self.config)
-        config["dreamer"] = {key: config["dreamer"][key] for key in SHAPES}
+        config["dreamer"] = {key: v for key, v in config["dreamer"].items() if key in SHAPES}
         checkpoint.save(
             path,
             self.state_dict(),
             format=FORMAT,
-            config={key: config[key] for key in ("run", "environment", "hockey", "dreamer")},
+            config={key: config[key] for key in (*WHERE_IT_PLAYS, "dreamer") if key in config},
             sizes=self.sizes,
+            discrete=self.discrete,
             counters={"gradient_steps": self.gradient_steps, **counters},
         )
 
@@ -476,9 +504,8 @@ class Dreamer(nn.Module):
         if metadata.get("format") != FORMAT:
             raise UserError(f"{path} is no agent of this version (format {FORMAT}).")
         try:
-            agent = cls(
-                OmegaConf.create(dict(metadata["config"])), *metadata["sizes"], device=device
-            )
+            config, discrete = OmegaConf.create(dict(metadata["config"])), metadata.get("discrete")
+            agent = cls(config, *metadata["sizes"], device, bool(discrete))
             agent.load_state_dict(tensors)
             agent.counters = metadata["counters"]
             agent.gradient_steps = agent.counters["gradient_steps"]

@@ -1,10 +1,16 @@
 """The worlds an agent is trained in, hockey or any Gymnasium id, and how it plays there."""
 
+import atexit
 import warnings
+import weakref
 from functools import partial
 
 import gymnasium
 import numpy as np
+import yaml
+from gymnasium import wrappers
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
@@ -13,25 +19,30 @@ from opponents import OneOpponent, PerGame
 from utils import UserError, blamed, check_finite, one_line, seed_everything, warn
 
 
-def make_environments(config, count, pool=None):
+def make_environments(config, count, pool=None, render_mode=None):
     """Returns `count` environments side by side as a Gymnasium `VectorEnv`.
 
-    Hockey is played against the opponents of `pool`. Observations are flat, actions within [-1, 1];
-    the step after an episode's end starts the next one. Raises `UserError` if there are none such.
+    Hockey is played against the opponents of `pool`. Spaces are as `wrap` has them; the step after
+    an episode's end starts the next one. `render_mode`: what `render` returns, not in hockey.
+    Raises `UserError` if there are none such.
     """
     if config.environment == "hockey":
         games = HockeyGames(config.hockey, count, pool)
         return RecordEpisodeStatistics(games)
+    module, _, name = config.environment.partition(":")
+    is_class = bool(module) and name.isidentifier()  # not an id, which ends in -v0
     with warnings.catch_warnings(action="ignore", category=UserWarning), blamed(who(config)):
         environments = gymnasium.make_vec(
-            config.environment,
+            EnvSpec(name, config.environment) if is_class else config.environment,
             count,
-            vectorization_mode="sync",
+            vectorization_mode=config.vectorization,
             vector_kwargs={"autoreset_mode": AutoresetMode.NEXT_STEP},
-            wrappers=[partial(UnitActions, name=who(config))],
+            wrappers=[partial(wrap, settings=config.wrappers, name=who(config))],
+            **keywords(config, render_mode),
         )
-    if len(environments.single_observation_space.shape or ()) != 1:
-        raise UserError(f"{who(config)} has no flat Box observations.")
+    if config.vectorization == "async":  # they heed no signal, so an exit would wait for ever
+        known = weakref.ref(environments)
+        atexit.register(lambda: known() and known().close())
     return Worlds(environments, who(config))
 
 
@@ -50,12 +61,12 @@ class UnitActions(gymnasium.ActionWrapper):
         """Raises `UserError`, with this name, for other actions."""
         super().__init__(env)
         self.box = box = env.action_space
-        if not isinstance(box, gymnasium.spaces.Box):
-            raise UserError(f"{name}: its actions are no Box of numbers: {one_line(box)}.")
+        if not isinstance(box, Box):
+            raise UserError(f"{name}: actions must be Discrete or a Box, not {one_line(box)}.")
         if not (np.isfinite(box.low) & np.isfinite(box.high)).all():
-            raise UserError(f"{name}: its actions have no finite bounds: {one_line(box)}.")
+            raise UserError(f"{name}: actions need finite bounds, {one_line(box)} has none.")
         size = int(np.prod(box.shape))
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (size,), np.float32)
+        self.action_space = Box(-1.0, 1.0, (size,), np.float32)
 
     def action(self, action):
         """(A,) in [-1, 1] -> a member of the Box."""
@@ -87,13 +98,87 @@ class Worlds(RecordEpisodeStatistics):
         return observations, self.checked("reward", rewards), *rest
 
     def checked(self, name, numbers):
-        """Returns the numbers as float32. Raises `UserError` if it can't hold one of them."""
+        """Returns the numbers as float32, images as they are; `UserError` if one is too large."""
+        if numbers.dtype == np.uint8:
+            return numbers
         with np.errstate(over="ignore"):
             held = np.asarray(numbers, np.float32)
         if not np.isfinite(held).all():
             wrong = np.asarray(numbers)[~np.isfinite(held)][0]
             raise UserError(f"{self.name} gave the {name} {wrong}, which float32 can't hold.")
         return held
+
+
+def keywords(config, render_mode=None):
+    """Returns what `gymnasium.make` gets beside the id. Raises `UserError` for no key=value."""
+    found = {"render_mode": render_mode} if render_mode else {}
+    for text in config.environment_kwargs:
+        key, equals, value = text.partition("=")
+        try:
+            if not equals:
+                raise ValueError
+            found[key.strip()] = yaml.safe_load(value)
+        except (ValueError, yaml.YAMLError):
+            raise UserError(f"environment_kwargs: '{text}' must read key=value.") from None
+    if config.wrappers.time_limit:
+        found["max_episode_steps"] = config.wrappers.time_limit
+    return found
+
+
+def wrap(env, settings, name="environment"):
+    """Returns the environment in Gymnasium's wrappers, with spaces that an agent can take.
+
+    `settings`: `config.wrappers`. Observations are flat or images of bytes (H, W, C), actions
+    within [-1, 1] or choices. Raises `UserError` for any other spaces.
+    """
+    if settings.action_repeat > 1:
+        env = wrappers.RepeatAction(env, settings.action_repeat)
+    if settings.flatten:
+        env = wrappers.FlattenObservation(env)
+    space = env.observation_space
+    if isinstance(space, Box) and len(space.shape) == 3 and space.dtype == bool:
+        pixels = Box(0, 255, space.shape, np.uint8)
+        env = wrappers.TransformObservation(env, lambda image: 255 * image.astype(np.uint8), pixels)
+    if settings.grayscale:
+        env = wrappers.GrayscaleObservation(env, keep_dim=True)
+    if settings.resize:
+        env = wrappers.ResizeObservation(env, (settings.resize, settings.resize))
+        if len(env.observation_space.shape) == 2:  # it has dropped the only channel
+            env = wrappers.ReshapeObservation(env, (settings.resize, settings.resize, 1))
+    check_observations(env.observation_space, name)
+    return env if isinstance(env.action_space, Discrete) else UnitActions(env, name)
+
+
+def check_observations(seen, name):
+    """Raises `UserError` for observations that no agent here can take."""
+    is_image = isinstance(seen, Box) and len(seen.shape) == 3 and seen.dtype == np.uint8
+    if not is_image and (not isinstance(seen, Box) or len(seen.shape) != 1):
+        raise UserError(
+            f"{name}: observations must be a flat Box or images (H, W, C) of uint8,"
+            f" not {one_line(seen)}; wrappers.flatten=true makes one row of numbers of many others."
+        )
+
+
+def sizes_of(environments):
+    """Returns what an agent must know: ((O numbers or (H, W, C), A), are actions choices)."""
+    seen, played = environments.single_observation_space.shape, environments.single_action_space
+    discrete = isinstance(played, Discrete)
+    observation_size = seen if len(seen) == 3 else seen[0]
+    return (observation_size, int(played.n) if discrete else played.shape[0]), discrete
+
+
+def random_actions(environments):
+    """Returns uniformly random actions (n, A), as an agent plays them: choices are one-hot."""
+    space, count = environments.single_action_space, environments.num_envs
+    if isinstance(space, Discrete):
+        return np.eye(space.n, dtype=np.float32)[np.random.randint(space.n, size=count)]
+    return np.random.uniform(-1, 1, environments.action_space.shape).astype(np.float32)
+
+
+def playable(environments, action):
+    """Returns an agent's actions (n, A) as the environments take them: choices by number."""
+    space = environments.single_action_space
+    return action.argmax(-1) + space.start if isinstance(space, Discrete) else action
 
 
 class Collector:
@@ -144,13 +229,12 @@ class Collector:
         """Takes one decision in every environment; the rows that come of it go into the replay."""
         with self.log.timed("collect"):
             if self.steps < self._warmup_steps() and not self.config.init:
-                action = np.random.uniform(-1, 1, self.environments.action_space.shape)
-                action = action.astype(np.float32)
+                action = random_actions(self.environments)
             else:
                 action = self.agent.act(self.observation)
             check_finite({"the agent's action": action}, self.where())
             is_first = self.is_first  # the step after an episode's end only starts the next one
-            step = self.environments.step(action)
+            step = self.environments.step(playable(self.environments, action))
             self.observation, reward, terminated, truncated, info = step
             self._store(np.where(is_first[:, None], 0, action), reward, terminated, info)
             self.is_first = terminated | truncated

@@ -36,6 +36,17 @@ def multiplies_bfloat16(device):
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
+def check_memory(key, count, each, device):
+    """Returns count * each bytes; raises `UserError`, naming the key, if they can't be had."""
+    free = free_memory(torch.device(device))
+    if count * each > free:
+        raise UserError(
+            f"{key}: {count} of {each} bytes are {count * each / 1e9:.1f} GB, {free / 1e9:.1f} GB"
+            f" are free; take at most {int(0.8 * free / each)}."
+        )
+    return count * each
+
+
 def name_of(device):
     """Returns what computes: "AMD EPYC, AVX512 with bfloat16", or a GPU's name."""
     if device.type != "cpu":

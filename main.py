@@ -26,7 +26,7 @@ import checkpoint
 from buffer import ReplayBuffer
 from config import load_config, print_changes
 from dreamer import SHAPES, Dreamer
-from environments import Collector, make_environments
+from environments import Collector, make_environments, sizes_of
 from extras.film import check_recorder, film_agent
 from extras.plots import write_page
 from extras.tracker import open_tracker
@@ -100,8 +100,8 @@ class Training:
             self.pool = OpponentPool(config.opponents, config.environments, device)
         environments = make_environments(config, config.environments, self.pool)
         environments.reset(seed=config.seed)  # what fails does so before anything is deleted
-        spaces = environments.single_observation_space, environments.single_action_space
-        self.agent = Dreamer(config, *(space.shape[0] for space in spaces), device)
+        sizes, discrete = sizes_of(environments)
+        self.agent = Dreamer(config, *sizes, device, discrete)
         hockey, rings, mirror = config.hockey, config.environments, None
         if self.pool:
             rings *= 2 if hockey.both_views else 1
@@ -113,10 +113,10 @@ class Training:
         self.play = Collector(config, environments, self.pool, self.agent, self.replay, self.log)
         self.best, self.evaluated = -np.inf, 0  # score of best.safetensors; step last evaluated
         self.saved = None  # how far the run was at its last checkpoint
-        if config.videos and not self.pool:
-            raise UserError("videos: only hockey can be filmed.")
         if config.videos:
             check_recorder("videos/game.mp4")
+            if not self.pool and "rgb_array" not in environments.metadata.get("render_modes", ()):
+                raise UserError(f"videos: {config.environment} can't draw itself (rgb_array).")
         self.describe()
         if is_new:
             if config.init:
@@ -204,7 +204,7 @@ class Training:
         self.write_row()
         checkpoint.save(
             self.files.newest,
-            self.agent.state() | {"replay/rows": self.replay.state()},
+            self.agent.state() | self.replay.state(),
             self.files.previous,
             config=OmegaConf.to_container(self.config),
             **progress,
@@ -229,13 +229,13 @@ class Training:
             if theirs.run != ours.run:
                 raise ValueError(f"it is of the run {theirs.run}, not {ours.run}")
             for key in SHAPES:
-                if theirs.dreamer[key] != ours.dreamer[key]:
+                if theirs.dreamer.get(key, ours.dreamer[key]) != ours.dreamer[key]:
                     pair = f"{theirs.dreamer[key]}, not {ours.dreamer[key]}"
                     raise ValueError(f"its dreamer.{key} is {pair}")
             self.saved = {key: metadata[key] for key in ("steps", "evaluated")}
             (self.play.steps, gradient_steps), self.evaluated = self.saved.values()
             self.agent.restore(tensors, gradient_steps)
-            self.replay.restore(tensors["replay/rows"])
+            self.replay.restore(tensors)
             self.best = metadata["best"]
             if self.pool:
                 self.pool.restore(metadata["pool"])
@@ -267,8 +267,7 @@ class Training:
         for name, network in self.agent.named_children():
             count = sum(parameter.numel() for parameter in network.parameters())
             print(f"{name:13} {count:,} parameters")
-        gigabytes = replay.rows.numel() * 4 / 1e9
-        print(f"replay        {replay.length * replay.rings:,} rows, {gigabytes:.2f} GB")
+        print(f"replay        {replay.length * replay.rings:,} rows, {replay.bytes / 1e9:.2f} GB")
         print(f"run           {config.run}, seed {config.seed}")
         print(f"files         {self.files.csv}  {self.files.page}  {self.files.folder}/")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from environments import make_environments
+from environments import make_environments, playable
 from hockey_wrapper import HockeyGames
 from opponents import BOTS, OneOpponent
 from utils import warn
@@ -114,7 +114,8 @@ def evaluate_return(act, environments, seed=0):
         observations, _ = environments.reset(seed=seed)
         total, running = np.zeros(len(observations)), np.ones(len(observations), bool)
         for _ in range(LONGEST_EPISODE):
-            observations, reward, terminated, truncated, _ = environments.step(act(observations))
+            action = playable(environments, act(observations))
+            observations, reward, terminated, truncated, _ = environments.step(action)
             total += reward * running
             running &= ~(terminated | truncated)
             if not running.any():
@@ -134,13 +135,14 @@ def evaluate(agent, config, pool, stop):
     former self. Elsewhere it is the mean return. Raises `Stopped` once `stop` is requested.
     """
     games, seed = config.evaluation_games, agent.gradient_steps
+    deterministic = config.evaluation_actions == "mode"
 
     def fresh_player():
         player = agent.player()
 
         def act(observations):
             stop.check()
-            return player.act(observations, deterministic=True)
+            return player.act(observations, deterministic=deterministic)
 
         return act
 

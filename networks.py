@@ -1,19 +1,20 @@
 """The neural networks of the agent, and nothing else: no losses over batches, no optimizers.
 
-Every network is a plain MLP but the recurrent model. A *head* turns the MLP's last numbers into
-a distribution: `LatentHead` (prior and posterior), `ScalarHead` (reward and value), `Actor`. `RSSM`
-puts those of the world model's state together. Layers may compute in bfloat16 (under autocast),
-distributions are float32 in any case.
+Every network is a plain MLP but the recurrent model, and those that see or paint images. A *head*
+turns the MLP's last numbers into a distribution: `LatentHead` (prior and posterior), `ScalarHead`
+(reward and value), `Actor`. `RSSM` puts those of the world model's state together. Layers may
+compute in bfloat16 (under autocast), distributions are float32 in any case.
 """
 
+import itertools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.distributions import Independent, Normal, kl_divergence
+from torch.distributions import Independent, Normal, OneHotCategorical, kl_divergence
 
-from utils import symexp, two_hot
+from utils import symexp, symlog, two_hot
 
 
 def activate(size, config):
@@ -34,6 +35,74 @@ def mlp(input_size, output_size, config, output_scale=1.0):
         output.weight.mul_(output_scale)
         output.bias.zero_()
     return nn.Sequential(*layers, output)
+
+
+class EachPixel(nn.Sequential):
+    """Layers that work on the channels of each pixel of (N, C, H, W)."""
+
+    def forward(self, x):
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def stages(shape, config):
+    """Returns the shapes (C, H, W) of an image (H, W, C): itself, and after each convolution.
+
+    Each halves the sides, until the shorter one is 4 to 7, and doubles the channels.
+    """
+    height, width, channels = shape
+    found = [(channels, height, width)]
+    while min(height, width) >= 8:
+        height, width = height // 2, width // 2
+        found.append((config.channels * 2 ** (len(found) - 1), height, width))
+    return found
+
+
+class ImageEncoder(nn.Sequential):
+    """Convolutions over a flat image (..., C*H*W), then a matrix -> (..., output_size)."""
+
+    def __init__(self, shape, output_size, config):
+        sizes, layers = stages(shape, config), [nn.Unflatten(-1, stages(shape, config)[0])]
+        for (inputs, *_), (outputs, *_) in itertools.pairwise(sizes):
+            norm = EachPixel(activate(outputs, config))
+            layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), norm]
+        super().__init__(*layers, nn.Flatten(), nn.Linear(math.prod(sizes[-1]), output_size))
+
+    def forward(self, x):
+        return super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+
+
+class ImageDecoder(nn.Sequential):
+    """The mirror of `ImageEncoder`: (..., input_size) -> a flat image (..., C*H*W) within 0..1."""
+
+    def __init__(self, input_size, shape, config):
+        sizes = stages(shape, config)[::-1]
+        layers = [nn.Linear(input_size, math.prod(sizes[0])), nn.Unflatten(-1, sizes[0])]
+        for (inputs, *_), (outputs, *sides) in itertools.pairwise(sizes):
+            odd = [side % 2 for side in sides]  # the convolution has dropped a row or column
+            transposed = nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, output_padding=odd)
+            layers += [EachPixel(activate(inputs, config)), transposed]
+        super().__init__(*layers, nn.Flatten())
+
+    def forward(self, x):
+        output = super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        return torch.sigmoid(output.float())
+
+
+def one_hot(probabilities, noise=None):
+    """Returns one-hot vectors (..., C): samples by uniform noise (..., 1), or without it the modes.
+
+    The gradient goes straight through to the probabilities (..., C).
+    """
+    if noise is None:
+        index = probabilities.argmax(-1, keepdim=True)
+    else:  # looked up in the cumulative distribution
+        cumulative = probabilities.detach().cumsum(-1)[..., :-1]
+        index = (noise > cumulative).sum(-1, keepdim=True)
+    vectors = probabilities.new_zeros(*index.shape[:-1], probabilities.shape[-1])
+    vectors.scatter_(-1, index, 1.0)
+    if probabilities.requires_grad:
+        vectors = vectors + probabilities - probabilities.detach()
+    return vectors
 
 
 class RecurrentModel(nn.Module):
@@ -103,15 +172,7 @@ class LatentHead(nn.Module):
         if not self.categorical:
             mean, std = statistics.unbind(-2)
             return mean if mode else mean + std * noise
-        if mode:
-            index = statistics.argmax(-1, keepdim=True)
-        else:  # looked up in the cumulative distribution
-            cumulative = statistics.detach().cumsum(-1)[..., :-1]
-            index = (noise > cumulative).sum(-1, keepdim=True)
-        one_hot = torch.zeros_like(statistics).scatter_(-1, index, 1.0)
-        if statistics.requires_grad:  # straight through: the gradient of the probabilities
-            one_hot = one_hot + statistics - statistics.detach()
-        return one_hot.flatten(-2)
+        return one_hot(statistics, None if mode else noise).flatten(-2)
 
     def divergence(self, left, right):
         """Returns KL[left, right] (...) of two statistics, in nats, summed over the variables."""
@@ -137,7 +198,8 @@ class RSSM(nn.Module):
         self.posterior, self.prior = LatentHead(config), LatentHead(config)
         self.sizes = (config.recurrent_size, self.prior.size, self.carried)
         self.recurrent = RecurrentModel(self.prior.size + action_size + self.carried, config)
-        self.decoder = mlp(sum(self.sizes), observation_size, config)
+        decoder = mlp if isinstance(observation_size, int) else ImageDecoder
+        self.decoder = decoder(sum(self.sizes), observation_size, config)
 
     def initial(self, count):
         """Returns the state before the first observation: zeros."""
@@ -181,12 +243,13 @@ class ScalarHead(nn.Module):
     """A distribution over a scalar (reward, value): two-hot over symexp-spaced bins, or Normal.
 
     The bins are b_k = symexp(linspace(-limit, limit, K)); the prediction is the mean over them
-    (DreamerV3, Robust predictions). The last layer starts at zero, so the prediction does too.
+    (DreamerV3, Robust predictions). The Normal is of the scalar, or ("symlog") of its symlog.
+    The last layer starts at zero, so the prediction does too.
     """
 
     def __init__(self, input_size, config):
         super().__init__()
-        self.two_hot = config.scalar == "twohot"
+        self.two_hot, self.symlog = config.scalar == "twohot", config.scalar == "symlog"
         bins = symexp(torch.linspace(-config.bin_limit, config.bin_limit, config.bins))
         self.register_buffer("bins", bins, persistent=False)
         self.layers = mlp(input_size, config.bins if self.two_hot else 1, config, output_scale=0.0)
@@ -199,23 +262,25 @@ class ScalarHead(nn.Module):
         """Returns the predicted scalar (...) for an output of `forward`."""
         if self.two_hot:
             return (F.softmax(output, -1) * self.bins).sum(-1)
-        return output.squeeze(-1)
+        return symexp(output.squeeze(-1)) if self.symlog else output.squeeze(-1)
 
     def loss(self, output, target):
         """Returns -ln p(target) (...) for an output of `forward` and a target (...)."""
         if self.two_hot:
             indices, weights = two_hot(target, self.bins)
             return -(weights * F.log_softmax(output, -1).gather(-1, indices)).sum(-1)
+        target = symlog(target) if self.symlog else target
         return -Normal(output.squeeze(-1), 1.0, validate_args=False).log_prob(target)
 
 
 class Actor(nn.Module):
-    """The policy: actions tanh(u), where u is Gaussian with a bounded standard deviation.
+    """The policy over numbers: actions tanh(u), where u is Gaussian with a bounded deviation.
 
     The squashed Gaussian of SAC (Haarnoja et al., arXiv 1812.05905, appendix C). What `forward`
-    returns is the distribution of u.
+    returns is the distribution of u, a sample is one of u.
     """
 
+    action = staticmethod(torch.tanh)  # what a sample means, within [-1, 1]
     STD_MIN, STD_MAX = 0.1, 1.0  # of u: with 7, |action| is about 1 always, and nothing is learned
 
     def __init__(self, input_size, action_size, config):
@@ -227,6 +292,17 @@ class Actor(nn.Module):
         mean, std = self.layers(features).float().chunk(2, -1)
         std = self.STD_MIN + (self.STD_MAX - self.STD_MIN) * torch.sigmoid(std)
         return Independent(Normal(mean, std, validate_args=False), 1, validate_args=False)
+
+    def noise(self, *size):
+        """Returns random numbers for samples: (*size, A)."""
+        output = self.layers[-1]
+        return torch.randn(*size, output.out_features // 2, device=output.weight.device)
+
+    @staticmethod
+    def sample(policy, noise=None):
+        """Returns a sample (..., A) with gradient, by `noise()`; without noise, the mean."""
+        mean, std = policy.base_dist.loc, policy.base_dist.scale
+        return mean if noise is None else mean + std * noise
 
     @staticmethod
     def stack(policies):
@@ -243,3 +319,53 @@ class Actor(nn.Module):
         """
         squashing = 2 * (math.log(2) - u - F.softplus(-2 * u))  # ln(1 - tanh(u)^2), stably
         return policy.entropy() + squashing.sum(-1)
+
+    @staticmethod
+    def metrics(policy):
+        """Returns how wide the policy still is: the mean deviation of u."""
+        return {"behavior/std": policy.base_dist.scale.detach().mean()}
+
+
+class DiscreteActor(nn.Module):
+    """The policy over n choices: actions are one-hot vectors (..., n). Methods as `Actor`'s.
+
+    Every choice keeps its part of `unimix` (DreamerV3, Actor learning).
+    """
+
+    action = staticmethod(lambda sample: sample)
+
+    def __init__(self, input_size, action_size, config):
+        super().__init__()
+        self.unimix = config.unimix
+        self.layers = mlp(input_size, action_size, config, output_scale=0.01)
+
+    def forward(self, features):
+        """features (..., F) -> OneHotCategorical over (..., A)."""
+        logits = self.layers(features).float()
+        probs = (1 - self.unimix) * F.softmax(logits, -1) + self.unimix / logits.shape[-1]
+        return OneHotCategorical(probs, validate_args=False)
+
+    def noise(self, *size):
+        """Returns uniform random numbers for samples: (*size, 1)."""
+        return torch.rand(*size, 1, device=self.layers[-1].weight.device)
+
+    @staticmethod
+    def sample(policy, noise=None):
+        """Returns a choice (..., A) with straight-through gradient; without noise, the mode."""
+        return one_hot(policy.probs, noise)
+
+    @staticmethod
+    def stack(policies):
+        """Returns H distributions over (N, A) as a single one (H, N, A)."""
+        probs = torch.stack([policy.probs for policy in policies])
+        return OneHotCategorical(probs, validate_args=False)
+
+    @staticmethod
+    def entropy(policy, sample):
+        """Returns the entropy (...), exact."""
+        return policy.entropy()
+
+    @staticmethod
+    def metrics(policy):
+        """Returns how sure the policy is: the mean probability of the most likely choice."""
+        return {"behavior/sureness": policy.probs.detach().amax(-1).mean()}

@@ -73,7 +73,7 @@ class AgentOpponent:
         """Plays `agent` (its networks, with an own memory) in so many games side by side."""
         self.agent, self.name = agent.player(), name
         self.decide = partial(self.agent.act, deterministic=deterministic, plan=plan)
-        if self.agent.sizes != (18, 4):
+        if self.agent.sizes != (18, 4) or self.agent.discrete:
             raise UserError(f"{name} was not trained for hockey: it has sizes {agent.sizes}.")
         self.agent.remember(games)
         self.frame_skip = agent.config.hockey.frame_skip  # asking a config takes its time

@@ -22,12 +22,14 @@ import numpy as np
 import pygame
 import torch
 
-from extras.dreams import dream
+from dreamer import Dreamer
+from extras.dreams import dream as dream_of_hockey
 from extras.film import INK, PICTURE, Match, save_video, write
+from extras.image_dreams import dream_of_images
 from extras.tournament import compete
 from hockey_env import FPS, GREY, WHITE
 from machine import quiet_console
-from opponents import load
+from opponents import find_agent, load
 from utils import UserError, one_line
 
 BELOW = 24  # pixels below the picture for the keys
@@ -113,6 +115,12 @@ def human(options):
     match = Match(players, seed=options.seed)
     window.show(match)
     print(match.outcome())
+
+
+def dream(options):
+    """Writes a page with what the agent imagines, of hockey or of images."""
+    sees_images = Dreamer.load(find_agent(options.agent)).is_image
+    (dream_of_images if sees_images else dream_of_hockey)(options)
 
 
 def command_line():

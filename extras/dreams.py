@@ -76,7 +76,7 @@ def imagine(agent, state, actions=None):
     """
     rssm, dreamed = agent.rssm, []
     for step in range(H_DREAM):
-        action = torch.tanh(agent.slow_actor(rssm.features(state)).mean)
+        action = agent.actor.action(agent.actor.sample(agent.slow_actor(rssm.features(state))))
         previous = state[2]
         state, _ = rssm.step(state, action if actions is None else actions[step])
         dreamed.append(agent.unsquash(rssm.decode(*state[:2], previous)))

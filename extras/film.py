@@ -14,6 +14,7 @@ import numpy as np
 import pygame
 
 from checkpoint import write_atomically
+from environments import make_environments, playable
 from hockey_env import BLUE, FPS, GREY, RED, VIEWPORT_H, VIEWPORT_W, WHITE, HockeyEnv
 from opponents import AgentOpponent, ask, load
 from utils import UserError
@@ -104,6 +105,12 @@ def save_video(match, path, speed=1.0):
 
     Raises `UserError` as `check_recorder` and `write_atomically` do.
     """
+    pictures = (pygame.image.tobytes(match.picture(), "RGB") for _ in match.frames())
+    write_video(path, PICTURE, FPS * speed, pictures)
+
+
+def write_video(path, size, fps, pictures):
+    """Writes pictures, RGB bytes of this (width, height), as a video; see `save_video`."""
     recorder = check_recorder(path)
     if Path(path).suffix.lower() == ".mp4":
         every, how = 1, {"codec": "libx264", "quality": 7}
@@ -113,15 +120,15 @@ def save_video(match, path, speed=1.0):
         colours = "split[a][b];[a]palettegen=stats_mode=single:max_colors=64[p];[b][p]paletteuse"
         output = ["-lavfi", f"{colours}=new=1:dither=none", "-f", "gif"]
     how["ffmpeg_log_level"] = "error"  # not what it thinks of equal colours
-    how |= {"fps": FPS * speed / every, "macro_block_size": 2, "output_params": output}
+    how |= {"fps": fps / every, "macro_block_size": 2, "output_params": output}
 
     def film(file):
         open(file, "wb").close()  # says what is wrong with a path better than ffmpeg
-        writer = recorder.write_frames(file, PICTURE, **how)
+        writer = recorder.write_frames(file, size, **how)
         writer.send(None)
         try:
-            for _ in itertools.islice(match.frames(), 0, None, every):
-                writer.send(pygame.image.tobytes(match.picture(), "RGB"))
+            for picture in itertools.islice(pictures, 0, None, every):
+                writer.send(picture)
         finally:
             writer.close()
 
@@ -129,6 +136,27 @@ def save_video(match, path, speed=1.0):
 
 
 def film_agent(agent, path, games=3, seed=0):
-    """Saves a video of so many games of an agent against the strong bot."""
+    """Saves a video of so many games against the strong bot; of one episode in other worlds."""
+    if agent.config.environment != "hockey":
+        return film_episode(agent, path, seed)
     player = AgentOpponent(agent, 1, agent.config.run, deterministic=True)
     save_video(Match((player, load("strong", seed=seed)), games, seed), path)
+
+
+def film_episode(agent, path, seed=0):
+    """Saves a video of one episode of the agent's environment, as that draws itself."""
+    environments = make_environments(agent.config, 1, render_mode="rgb_array")
+    observation, _ = environments.reset(seed=seed)
+    player, first = agent.player(), environments.render()[0]
+
+    def pictures(observation, over=False):
+        yield first.tobytes()
+        while not over:
+            action = playable(environments, player.act(observation, deterministic=True))
+            observation, _, terminated, truncated, _ = environments.step(action)
+            over = (terminated | truncated)[0]
+            yield environments.render()[0].tobytes()
+
+    fps = environments.metadata.get("render_fps", FPS) / agent.config.wrappers.action_repeat
+    write_video(path, first.shape[1::-1], fps, pictures(observation))
+    environments.close()

@@ -24,9 +24,9 @@ SETTINGS = {"bins": 21, "free_nats": 0.1, "critic_imagination": 0.3, "critic_rep
 PARTS = ("world_model", "actor", "critic")
 
 
-def make_agent(config):
+def make_agent(config, discrete=False):
     """An agent with weights that make every path count, and an optimizer that leaves them alone."""
-    agent = Dreamer(config, 18, 4)
+    agent = Dreamer(config, 18, 4, "cpu", discrete)
     for parameter in agent.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     agent.optimizer.step = lambda: None
@@ -128,7 +128,10 @@ def plain_actor(agent, h, z, o, alive):
     through_dynamics = settings.actor_gradient == "dynamics"
     size, start = len(h), (h, z, o)
     chance = [
-        (torch.randn(size, 4), torch.rand(size, settings.latent_groups, 1))
+        (
+            torch.rand(size, 1) if agent.discrete else torch.randn(size, 4),
+            torch.rand(size, settings.latent_groups, 1),
+        )
         for _ in range(settings.horizon)
     ]
 
@@ -141,8 +144,12 @@ def plain_actor(agent, h, z, o, alive):
         states, chosen = [torch.cat([h, z, o], -1)], []
         for t, (noise, luck) in enumerate(chance):
             policy = agent.actor(states[-1].detach() if not through_dynamics else states[-1])
-            u = policy.mean + policy.stddev * noise
-            a = torch.tanh(u)
+            if agent.discrete:
+                _, u = latent(policy.probs.unsqueeze(1), noise.unsqueeze(1))
+                a = u * 1.0
+            else:
+                u = policy.mean + policy.stddev * noise
+                a = torch.tanh(u)
             if turned and t == 0:
                 a = torch.cat([a[:, :3], torch.where(a[:, 3:] > 0.5, -0.9, 0.9)], -1)
             elif through_dynamics:
@@ -177,8 +184,9 @@ def plain_actor(agent, h, z, o, alive):
     for (policy, u), state, value, weight in zip(
         chosen, returns, values[:-1], weights, strict=True
     ):
-        squashing = TanhTransform().log_abs_det_jacobian(u, torch.tanh(u)).sum(-1)
-        entropy = policy.entropy() + squashing
+        entropy = policy.entropy()
+        if not agent.discrete:
+            entropy = entropy + TanhTransform().log_abs_det_jacobian(u, torch.tanh(u)).sum(-1)
         objective = state / scale
         if not through_dynamics:
             objective = policy.log_prob(u.detach()) * (state - value).detach() / scale
@@ -246,18 +254,19 @@ def plainly(agent, batch):
     }
 
 
-@pytest.mark.parametrize("switches", [[], [3]])
+@pytest.mark.parametrize(("switches", "discrete"), [([], False), ([3], False), ([], True)])
 @pytest.mark.parametrize("observation_in_state", [True, False])
 @pytest.mark.parametrize("actor_gradient", ["dynamics", "reinforce"])
 def test_the_step_is_the_plain_computation(
-    small_config, actor_gradient, observation_in_state, switches
+    small_config, actor_gradient, observation_in_state, switches, discrete
 ):
     settings = SETTINGS | {
         "switches": switches,
         "actor_gradient": actor_gradient,
         "observation_in_state": observation_in_state,
     }
-    agent = make_agent(small_config(**{f"dreamer__{key}": v for key, v in settings.items()}))
+    config = small_config(**{f"dreamer__{key}": v for key, v in settings.items()})
+    agent = make_agent(config, discrete)
     batch = make_batch(batch_size=6, length=7)
     batch["is_own"][2] = 0
     torch.manual_seed(5)
