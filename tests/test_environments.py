@@ -114,11 +114,11 @@ def test_a_strict_environment_trains_and_is_closed_and_its_agent_is_evaluated(ca
 
 @pytest.mark.parametrize(
     "space",
-    [Box(-np.inf, np.inf, (2,)), Box(0, np.inf, (2,)), Discrete(3), Dict(a=Box(-1, 1, (2,)))],
+    [Box(-np.inf, np.inf, (2,)), Box(0, np.inf, (2,)), Dict(a=Box(-1, 1, (2,)))],
 )
 def test_other_actions_are_one_sentence(register, space):
     register(space=space)
-    with pytest.raises(UserError, match="environment: Strict-v0: its actions .*") as caught:
+    with pytest.raises(UserError, match="environment: Strict-v0: actions .*") as caught:
         make_environments(config(), 2)
     assert "class" not in str(caught.value) and one_line(caught.value) == str(caught.value)
 
@@ -126,7 +126,7 @@ def test_other_actions_are_one_sentence(register, space):
 @pytest.mark.parametrize("sight", [(2, 2), (), Discrete(3), Dict(a=Box(-1, 1, (2,)))])
 def test_other_observations_are_one_sentence(register, sight):
     register(sight=sight)
-    with pytest.raises(UserError, match="Strict-v0 has no flat Box observations"):
+    with pytest.raises(UserError, match="Strict-v0: observations must be a flat Box or images"):
         make_environments(config(), 2)
 
 

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -106,6 +107,8 @@ def test_one_seed_reproduces_and_another_differs(agent):
 def test_the_return_of_any_other_environment():
     class Episodes:
         """Three episodes of 2, 3 and 4 steps with reward 1 each, then noise."""
+
+        single_action_space = gymnasium.spaces.Box(-1, 1, (4,))
 
         def reset(self, seed=None):
             self.step_number = 0

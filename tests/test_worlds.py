@@ -443,7 +443,6 @@ def test_dreams_of_images_follow_the_actions_that_were_played():
         (spaces.Box(0, 1, (4, 4, 3)), None, "uint8"),
         (spaces.Box(0, 255, (2, 4, 4, 3), np.uint8), None, "images"),
         (None, spaces.Box(-np.inf, np.inf, (2,)), "finite bounds"),
-        (None, spaces.Box(-1, 1, (2, 2)), "actions must be"),
         (None, spaces.MultiDiscrete([2, 2]), "actions must be"),
         (None, spaces.MultiBinary(2), "actions must be"),
         (None, spaces.Text(3), "actions must be"),
@@ -468,8 +467,11 @@ def test_bad_spaces_are_one_sentence(seen, played, word):
         ({"environment_kwargs": "[height]"}, "key=value"),
         ({"environment_kwargs": "['height=[']"}, "key=value"),
         ({"environment": "CartPole-v1", "environment_kwargs": "[no_such=3]"}, "no_such"),
-        ({"environment_kwargs": "[channels=2]", "wrappers__grayscale": "true"}, "can't be used"),
-        ({"environment": "CartPole-v1", "wrappers__resize": 8}, "can't be used"),
+        (
+            {"environment_kwargs": "[channels=2]", "wrappers__grayscale": "true"},
+            "failed: .*3 channels",
+        ),
+        ({"environment": "CartPole-v1", "wrappers__resize": 8}, "failed: .*2D or 3D"),
     ],
 )
 def test_environments_that_can_not_be_made_are_one_sentence(options, word):
