@@ -119,7 +119,12 @@ def test_the_return_of_any_other_environment():
             done, is_late = self.step_number == lengths, np.array([False, True, False])
             return np.zeros((3, 18), np.float32), reward, done & ~is_late, done & is_late, {}
 
-    assert evaluate_return(lambda rows: np.zeros((3, 4)), Episodes()) == 3.0
+        def close(self):
+            self.step = None
+
+    episodes = Episodes()
+    assert evaluate_return(lambda rows: np.zeros((3, 4)), episodes) == 3.0
+    assert episodes.step is None
 
 
 # ---------------------------------------------------------------------------- evaluations
