@@ -5,7 +5,6 @@ It needs no screen; the window and the keyboard are in `play.py`.
 
 import itertools
 import os
-from functools import cache, partial
 from pathlib import Path
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # its greeting
@@ -23,8 +22,6 @@ BOARD = 44  # pixels above the table for names and score
 PICTURE = (VIEWPORT_W, BOARD + VIEWPORT_H)
 AFTER_GAME = 40  # frames for which a game's end stays in sight
 INK = (60, 60, 60)
-pygame.font.init()
-font = cache(partial(pygame.font.Font, None))  # pygame's own, which needs no files of the system
 
 
 class Match:
@@ -84,7 +81,9 @@ class Match:
 
 def write(surface, text, size, colour, **place):
     """Draws a line of text; `place` as in `Surface.get_rect`, say center=(x, y)."""
-    large = font(2 * size).render(text, True, colour)  # small letters would stand unevenly
+    pygame.font.init()  # somebody's environment may have ended it since
+    font = pygame.font.Font(None, 2 * size)  # pygame's own, which needs no files of the system
+    large = font.render(text, True, colour)  # small letters would stand unevenly
     picture = pygame.transform.smoothscale_by(large, 0.5)
     surface.blit(picture, picture.get_rect(**place))
 

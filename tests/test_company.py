@@ -11,6 +11,7 @@ from tiny import PAGE, STATE, TABLE, arguments, numbers, run
 
 import buffer
 import checkpoint
+import machine
 import main
 from buffer import ReplayBuffer
 from checkpoint import RunFiles
@@ -59,8 +60,8 @@ def test_a_run_that_has_ended_leaves_its_name_to_others():
 
 
 def test_memory_is_asked_for_before_it_is_taken(monkeypatch):
-    sentence = "replay.rows: 1000000000 rows take 100.0 GB of memory, and 4.0 GB are there."
-    monkeypatch.setattr(buffer, "free_memory", lambda device: 4e9)
+    sentence = "replay.rows: 1000000000 of 100 bytes are 100.0 GB, 4.0 GB are free; take at most"
+    monkeypatch.setattr(machine, "free_memory", lambda device: 4e9)
     monkeypatch.setattr(buffer.torch, "zeros", None)  # not even tried
     with pytest.raises(UserError, match=sentence):
         ReplayBuffer(make_config(replay__rows=10**9).replay, 1, 18, 4)

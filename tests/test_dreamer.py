@@ -684,7 +684,8 @@ def test_an_agent_outlives_the_keys_of_training(make_agent, tmp_path, monkeypatc
     agent.save(path)
     tensors, metadata = checkpoint.load(path)
     assert metadata["format"] == 2 and metadata["config"]["dreamer"].keys() == set(SHAPES)
-    assert metadata["config"].keys() == {"run", "environment", "hockey", "dreamer"}
+    world = {"environment", "environment_kwargs", "vectorization", "wrappers", "hockey"}
+    assert metadata["config"].keys() == {"run", "dreamer", *world}
     metadata["config"]["dreamer"]["a_key_of_yesterday"] = 3
     checkpoint.save(path, tensors, **metadata)
     monkeypatch.setattr(config, "COMPLETE", Path("nowhere.yml"))

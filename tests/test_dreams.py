@@ -196,7 +196,7 @@ def test_what_the_heads_say_is_beside_what_happened():
         (["agent", "--against", "nobody"], "nobody"),
         (["agent", "--against", "pendulum.safetensors"], "was not trained for hockey"),
         (["agent", "--games", "0"], "--games must be"),
-        (["agent", "--seed", "-1"], "--seed at least 0"),
+        (["agent", "--seed", "-1"], "--seed must be from 0"),
     ],
 )
 def test_errors_are_one_sentence(tmp_path, monkeypatch, capsys, arguments, message):
