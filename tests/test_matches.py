@@ -108,6 +108,8 @@ def test_the_return_of_any_other_environment():
     class Episodes:
         """Three episodes of 2, 3 and 4 steps with reward 1 each, then noise."""
 
+        single_action_space = None  # of numbers
+
         def reset(self, seed=None):
             self.step_number = 0
             return np.zeros((3, 18), np.float32), {}
