@@ -392,9 +392,8 @@ def test_the_labs_package_is_asked_for(capsys):
         ({"replay__rows": 24}, "replay"),  # 8 rings of 3 rows
         ({"tracker": "tensorboard"}, "pip install"),
         ({"config": "pendulum.yml", "environment": "Nothing-v0"}, "Nothing"),
-        ({"config": "pendulum.yml", "environment": "CartPole-v1"}, "CartPole-v1"),
+        ({"config": "pendulum.yml", "environment": "Taxi-v3"}, "flat Box"),
         ({"config": "pendulum.yml", "environment": "nothing:Nothing-v0"}, "nothing"),
-        ({"config": "pendulum.yml", "videos": "true"}, "videos"),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing_behind(capsys, monkeypatch, overrides, word):
