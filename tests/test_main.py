@@ -423,7 +423,7 @@ def test_the_labs_package_is_asked_for(capsys):
         ({"replay__rows": 24}, "replay"),  # 8 rings of 3 rows
         ({"tracker": "tensorboard"}, "pip install"),
         ({"config": "pendulum.yml", "environment": "Nothing-v0"}, "Nothing"),
-        ({"config": "pendulum.yml", "environment": "FrozenLake-v1"}, "FrozenLake-v1"),
+        ({"config": "pendulum.yml", "environment": "FrozenLake-v1"}, "flat Box"),
         ({"config": "pendulum.yml", "environment": "nothing:Nothing-v0"}, "nothing"),
     ],
 )
