@@ -18,7 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from utils import UserError, check_finite, one_line, warn
+from machine import warn
+from utils import UserError, check_finite, one_line
 
 try:
     import fcntl

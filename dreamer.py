@@ -41,12 +41,13 @@ from utils import (
 )
 
 FORMAT = 2  # of saved agents: one more whenever the same tensors or settings mean something else
-# the settings that decide what weights mean: a saved agent has these, no run goes on with others
+# the settings that decide what weights mean: no run goes on with others; a saved agent has PLAYED
 SHAPES = (
     *("hidden_size", "hidden_layers", "norm", "activation", "recurrent_size", "observation_scale"),
-    *("observation_in_state", "channels", "latent", "latent_groups", "latent_classes", "unimix"),
-    *("scalar", "bins", "bin_limit", "discount"),
+    *("observation_in_state", "channels", "latent", "latent_groups", "latent_classes"),
+    *("scalar", "bins", "bin_limit"),
 )
+PLAYED = (*SHAPES, "unimix", "discount")
 WHERE_IT_PLAYS = ("run", "environment", "environment_kwargs", "vectorization", "wrappers", "hockey")
 SWITCH_ON = 0.5  # an action of `switches` is on above it, else off
 RETURN_SCALE_DECAY = 0.99  # per gradient step, of the running 5%..95% range of the returns
@@ -483,10 +484,17 @@ class Dreamer(nn.Module):
                 states.setdefault(int(number), {})[key] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": states})
 
+    def check_settings(self, theirs):
+        """Raises ValueError unless weights with these settings (`config.dreamer`) mean the same."""
+        for key in SHAPES:
+            ours = getattr(self.settings, key)
+            if theirs.get(key, ours) != ours:
+                raise ValueError(f"its dreamer.{key} is {theirs[key]}, not {ours}")
+
     def save(self, path, **counters):
         """Writes weights, counters and what decides play into one file that `load` reads."""
         config = OmegaConf.to_container(self.config)
-        config["dreamer"] = {key: v for key, v in config["dreamer"].items() if key in SHAPES}
+        config["dreamer"] = {key: v for key, v in config["dreamer"].items() if key in PLAYED}
         checkpoint.save(
             path,
             self.state_dict(),

@@ -15,8 +15,9 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from hockey_wrapper import HockeyGames
+from machine import blamed, warn
 from opponents import OneOpponent, PerGame
-from utils import UserError, blamed, check_finite, one_line, seed_everything, warn
+from utils import UserError, check_finite, one_line, seed_everything
 
 
 def make_environments(config, count, pool=None, render_mode=None):

@@ -1,4 +1,4 @@
-"""What the computer offers: devices, bfloat16, CPU cores, memory, signals."""
+"""What the computer offers (devices, cores, memory, signals, a console), and who is to blame."""
 
 import contextlib
 import ctypes
@@ -8,11 +8,13 @@ import platform
 import re
 import signal
 import sys
+import traceback
 import warnings
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from utils import UserError, one_line
 
@@ -57,6 +59,27 @@ def name_of(device):
         name = next((x.split(": ")[1] for x in lines if x.startswith("model name")), name)
     bfloat16 = "with" if multiplies_bfloat16(device) else "without"
     return f"{name}, {torch.backends.cpu.get_cpu_capability()} {bfloat16} bfloat16 products"
+
+
+def warn(text):
+    """Prints a line to stderr, above a progress bar if there is one."""
+    tqdm.write(text, sys.stderr)
+
+
+@contextlib.contextmanager
+def blamed(who):
+    """Turns whatever somebody else's code raises in its block into a `UserError` that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        _, ours, *theirs = traceback.extract_tb(error.__traceback__)
+        others = ("<", "site-packages", ours.filename)
+        theirs = [x for x in theirs if not any(other in x.filename for other in others)]
+        place = [f" ({Path(x.filename).name}, line {x.lineno})" for x in theirs[-1:]]
+        reason = f"{type(error).__name__}: {one_line(error)}{''.join(place)}"
+        raise UserError(f"{who} failed: {reason}.") from error
 
 
 def keep_freed_memory():

@@ -23,23 +23,15 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 import checkpoint
+import machine
 from buffer import ReplayBuffer
 from config import load_config, print_changes
-from dreamer import SHAPES, Dreamer
+from dreamer import Dreamer
 from environments import Collector, make_environments, sizes_of
 from extras.film import check_recorder, film_agent
 from extras.plots import write_page
 from extras.tracker import open_tracker
 from hockey_wrapper import MIRROR
-from machine import (
-    Stop,
-    Stopped,
-    keep_freed_memory,
-    name_of,
-    pick_device,
-    quiet_console,
-    use_threads,
-)
 from matches import evaluate
 from opponents import OpponentPool, find_agent
 from utils import Every, UserError, check_finite, one_line, seed_everything
@@ -91,11 +83,11 @@ class Training:
     def __init__(self, config):
         """Builds all objects from the config and goes on from a checkpoint if `resume` says so."""
         seed_everything(config.seed)
-        use_threads(config.threads)
-        keep_freed_memory()
+        machine.use_threads(config.threads)
+        machine.keep_freed_memory()
         self.config, self.files = config, checkpoint.RunFiles(config.run)
         is_new = self.files.claim(config.resume, config.overwrite)
-        device, self.pool = pick_device(config.device), None
+        device, self.pool = machine.pick_device(config.device), None
         if config.environment == "hockey":
             self.pool = OpponentPool(config.opponents, config.environments, device)
         environments = make_environments(config, config.environments, self.pool)
@@ -132,8 +124,10 @@ class Training:
     def take_weights(self, path):
         """Takes over the weights of a saved agent. Raises `UserError` if they don't fit."""
         try:
-            self.agent.load_state_dict(Dreamer.load(path).state_dict())
-        except RuntimeError as error:
+            theirs = Dreamer.load(path)
+            self.agent.check_settings(theirs.config.dreamer)
+            self.agent.load_state_dict(theirs.state_dict())
+        except (ValueError, RuntimeError) as error:
             raise UserError(f"init: {path} does not fit this config: {one_line(error)}") from None
 
     def check(self):
@@ -153,7 +147,7 @@ class Training:
         try:
             with self.log.timed("evaluate"):
                 metrics, score, shown = evaluate(self.agent, self.config, self.pool, stop)
-        except Stopped:
+        except machine.Stopped:
             return {}
         self.log.add(metrics)
         self.evaluated = self.agent.gradient_steps
@@ -228,10 +222,7 @@ class Training:
             theirs, ours = OmegaConf.create(dict(metadata["config"])), self.config
             if theirs.run != ours.run:
                 raise ValueError(f"it is of the run {theirs.run}, not {ours.run}")
-            for key in SHAPES:
-                if theirs.dreamer.get(key, ours.dreamer[key]) != ours.dreamer[key]:
-                    pair = f"{theirs.dreamer[key]}, not {ours.dreamer[key]}"
-                    raise ValueError(f"its dreamer.{key} is {pair}")
+            self.agent.check_settings(theirs.dreamer)
             self.saved = {key: metadata[key] for key in ("steps", "evaluated")}
             (self.play.steps, gradient_steps), self.evaluated = self.saved.values()
             self.agent.restore(tensors, gradient_steps)
@@ -262,7 +253,7 @@ class Training:
         """Prints what is about to run: device, sizes, memory, files."""
         config, replay = self.config, self.replay
         precision = "bfloat16" if self.agent.in_bfloat16 else "float32"
-        device = f"{name_of(self.agent.device)}; {torch.get_num_threads()} CPU threads"
+        device = f"{machine.name_of(self.agent.device)}; {torch.get_num_threads()} CPU threads"
         print(f"device        {device}, layers in {precision}")
         for name, network in self.agent.named_children():
             count = sum(parameter.numel() for parameter in network.parameters())
@@ -296,8 +287,8 @@ def command_line(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
     parser.add_argument("--config", default="hockey.yml", help="a path, or a name in configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces a config key")
-    quiet_console()
-    options, stop = parser.parse_intermixed_args(arguments), Stop()
+    machine.quiet_console()
+    options, stop = parser.parse_intermixed_args(arguments), machine.Stop()
     try:
         config = load_config(options.config, options.overrides)
         stop.listen()

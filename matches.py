@@ -11,8 +11,8 @@ import numpy as np
 
 from environments import make_environments, playable
 from hockey_wrapper import HockeyGames
+from machine import warn
 from opponents import BOTS, OneOpponent
-from utils import warn
 
 LONGEST_EPISODE = 10_000  # steps of an evaluation's episode: it ends there whatever happens
 

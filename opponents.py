@@ -14,7 +14,8 @@ import numpy as np
 
 from dreamer import Dreamer
 from hockey_env import BasicOpponent
-from utils import UserError, blamed, warn
+from machine import blamed, warn
+from utils import UserError
 
 BOTS = ("weak", "strong", "random")
 IN_A_ROW = 16  # games against one snapshot until it is another's turn: one at a time is faster

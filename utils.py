@@ -4,15 +4,10 @@ Whatever a user can get wrong ends in a `UserError` whose message is one sentenc
 print just that.
 """
 
-import contextlib
 import random
-import sys
-import traceback
-from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 
 class UserError(Exception):
@@ -22,27 +17,6 @@ class UserError(Exception):
 def one_line(error):
     """Returns the message of an exception on one line."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def warn(text):
-    """Prints a line to stderr, above a progress bar if there is one."""
-    tqdm.write(text, sys.stderr)
-
-
-@contextlib.contextmanager
-def blamed(who):
-    """Turns whatever somebody else's code raises in its block into a `UserError` that names it."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        _, ours, *theirs = traceback.extract_tb(error.__traceback__)
-        others = ("<", "site-packages", ours.filename)
-        theirs = [x for x in theirs if not any(other in x.filename for other in others)]
-        place = [f" ({Path(x.filename).name}, line {x.lineno})" for x in theirs[-1:]]
-        reason = f"{type(error).__name__}: {one_line(error)}{''.join(place)}"
-        raise UserError(f"{who} failed: {reason}.") from error
 
 
 def check_finite(numbers, where):

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import checkpoint
 import config
 from buffer import ReplayBuffer
-from dreamer import SHAPES, Dreamer
+from dreamer import PLAYED, Dreamer
 from networks import Actor, LatentHead
 from utils import UserError, symlog
 
@@ -683,7 +683,7 @@ def test_an_agent_outlives_the_keys_of_training(make_agent, tmp_path, monkeypatc
     agent, path = make_agent(), tmp_path / "agent.safetensors"
     agent.save(path)
     tensors, metadata = checkpoint.load(path)
-    assert metadata["format"] == 2 and metadata["config"]["dreamer"].keys() == set(SHAPES)
+    assert metadata["format"] == 2 and metadata["config"]["dreamer"].keys() == set(PLAYED)
     world = {"environment", "environment_kwargs", "vectorization", "wrappers", "hockey"}
     assert metadata["config"].keys() == {"run", "dreamer", *world}
     metadata["config"]["dreamer"]["a_key_of_yesterday"] = 3
