@@ -429,12 +429,12 @@ def test_the_critic_learns_from_the_replay(make_agent):
     batch["is_first"][:, 0] = 1
     batch["reward"][:] = 0
     batch["reward"][:, -1], batch["is_terminal"][:, -1] = 5, 1
-    for _ in range(150):
+    for _ in range(80):
         learn(agent, batch)
     features = torch.cat(states_of(agent, batch), -1)
     values = agent.critic.mean(agent.critic(features)).detach().mean(0)
     expected = 5 * agent.settings.discount ** np.array([3, 2, 1, 0])
-    assert np.allclose(values[:4].numpy(), expected, atol=0.5)
+    assert np.allclose(values[:4].numpy(), expected, atol=0.3)
 
 
 def test_learning_rates_fall_to_their_final_share(make_agent, small_config):
@@ -793,7 +793,7 @@ def signs_that_pay():
     ("actor_gradient", "observation_in_state", "latent"),
     [
         ("dynamics", True, "categorical"),
-        ("reinforce", False, "categorical"),
+        slow("reinforce", False, "categorical"),
         slow("dynamics", False, "gaussian"),
         slow("reinforce", True, "gaussian"),
         slow("dynamics", False, "categorical"),

@@ -85,7 +85,7 @@ def test_sides_and_starts_are_balanced_and_games_are_normal(monkeypatch):
 
 def test_one_seed_reproduces_and_another_differs(agent):
     def play(seed):
-        rivals = [load(name, 12, seed) for name in ("weak", "strong", "random")]
+        rivals = [load(name, 12, seed) for name in ("weak", "strong")]
         acts = [agent.player().act for _ in rivals]
         return np.concatenate(
             [
@@ -101,7 +101,7 @@ def test_one_seed_reproduces_and_another_differs(agent):
     assert torch.equal(random_state, torch.get_rng_state())  # training is not disturbed
     torch.rand(3)
     assert np.array_equal(first, play(1))
-    assert not all(np.array_equal(first, play(seed)) for seed in (2, 3))
+    assert not np.array_equal(first, play(2))
 
 
 def test_the_return_of_any_other_environment():
