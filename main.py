@@ -71,7 +71,7 @@ def main(config, stop):
             bar.set_postfix(environment=play.steps, **latest, refresh=False)
             bar.update(1)
 
-        if run.evaluated < agent.gradient_steps == config.gradient_steps and not stop.requested:
+        if run.evaluated < agent.gradient_steps >= config.gradient_steps and not stop.requested:
             latest = run.evaluate(stop)  # a signal had broken it off
         run.save()
     return run.report(latest)

@@ -448,8 +448,10 @@ def test_learning_rates_fall_to_their_final_share(make_agent, small_config):
     assert rates == pytest.approx([0.00775, 0.0055, 0.00325, 0.001, 0.001, 0.001])
 
 
-@GRADIENTS
-@pytest.mark.parametrize(("latent", "scalar"), [("categorical", "twohot"), ("gaussian", "normal")])
+@pytest.mark.parametrize(
+    ("actor_gradient", "latent", "scalar"),
+    [("dynamics", "categorical", "twohot"), ("reinforce", "gaussian", "normal")],
+)
 def test_a_step_never_waits_for_its_device(make_agent, monkeypatch, actor_gradient, latent, scalar):
     """On the "meta" device tensors have shapes but no numbers: reading one, a shape that depends
     on one, or a tensor left on another device raises. So nothing stalls a GPU's queue.

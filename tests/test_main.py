@@ -19,6 +19,7 @@ from tiny import PAGE, PREVIOUS, STATE, TABLE, arguments, numbers, tiny_config
 import checkpoint
 import main
 from dreamer import Dreamer
+from environments import Collector
 from machine import Stop
 from utils import UserError
 
@@ -458,10 +459,29 @@ def test_an_action_that_went_wrong_is_named_and_not_played(monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
-@pytest.mark.parametrize(
-    "name", ["SIGTERM", *(pytest.param(x, marks=pytest.mark.slow) for x in ("SIGINT", "SIGUSR1"))]
-)
-def test_a_signal_saves_and_leaves(name, tmp_path):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_ends_in_a_checkpoint_and_a_status(name, monkeypatch, capfd):
+    real, signals = Collector.collect, [getattr(signal, name)]  # a second interrupt would kill
+
+    def collect(play):
+        real(play)
+        if play.agent.gradient_steps == 3 and signals:
+            os.kill(os.getpid(), signals.pop())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Collector, "collect", collect)
+        assert main.command_line(arguments()) == main.STOPPED == 75
+    printed = capfd.readouterr()
+    assert "resume=true" in printed.out and "saving" in printed.err
+    assert checkpoint.load(STATE)[1]["steps"][1] == 3
+    table = train(resume="true", gradient_steps=4, evaluation_games=1)
+    assert table["gradient_steps"].tolist() == [2, 3, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_process_obeys_a_signal(name, tmp_path):
     command = arguments(gradient_steps=1000000, evaluate_every=1000000, save_every=1000000)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
