@@ -20,7 +20,6 @@ from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from tqdm import tqdm
 
 import checkpoint
 import machine
@@ -47,7 +46,7 @@ def main(config, stop):
     is_time_for_snapshot = Every(config.opponents.snapshot_every, agent.gradient_steps)
     is_time_to_log = Every(config.log_every, agent.gradient_steps)
     is_time_to_save = Every(config.save_every, agent.gradient_steps)
-    with run.ending(), progress_bar(agent.gradient_steps, config.gradient_steps) as bar:
+    with run.ending(), machine.progress_bar(agent.gradient_steps, config.gradient_steps) as bar:
         while not play.is_enough() and not stop.requested:
             play.collect()  # the warm-up
 
@@ -213,6 +212,7 @@ class Training:
         """Goes on from a checkpoint, just written or just read: all games start anew."""
         self.save_agent("latest")
         self.write_page()
+        self.agent.seen = None
         self.play.start()
 
     def restore(self):
@@ -274,12 +274,6 @@ class Training:
         else:
             print(f"saved; the same command with resume=true goes on ({self.files.folder})")
         return is_done
-
-
-def progress_bar(done, total):
-    """Returns the bar of all gradient steps; a log file gets a line a minute instead."""
-    pace = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60}
-    return tqdm(total=total, initial=done, unit="step", desc="warm-up", **pace)
 
 
 def command_line(arguments=None):
