@@ -52,9 +52,9 @@ def main(config, stop):
 
         while agent.gradient_steps < config.gradient_steps and not stop.requested:
             batch = replay.sample(config.replay.batch_size, config.replay.batch_length)
-            with log.timed("train"), agent.update(batch) as metrics:  # losses, their gradients ...
+            with log.timed("train"), agent.update(batch) as metrics:  # losses and gradients
                 while not play.is_enough():
-                    play.collect()  # ... beside what the next step needs; then the step
+                    play.collect()  # beside them: what the next step needs; then the step
             log.add(metrics)
             step = agent.gradient_steps
             if is_time_to_evaluate(step) or step == config.gradient_steps:
