@@ -201,30 +201,30 @@ class Dreamer(nn.Module):
         runs, which must leave the weights alone, as collecting does. Then all take their steps.
         """
         self.gradient_steps += 1
-        seen, losses, metrics, found = self.seen, {}, {}, {}
         self.optimizer.zero_grad()
+        seen, losses, metrics, behavior = self.seen, {}, {}, {}
         noise = self.rssm.posterior.noise(*batch["reward"].T.shape)  # random only in this thread
 
         def learn_world():
             with self.autocast():
-                states, losses["world_model"], seen_now = self.world_model_loss(batch, noise)
+                states, losses["world_model"], found = self.world_model_loss(batch, noise)
             self._backward("world_model", losses["world_model"])
             self.seen = states, batch
-            metrics.update(seen_now)
+            metrics.update(found)
 
         with side_by_side(learn_world, self.device):
             if seen and self.gradient_steps > self.settings.world_model_head_start:
                 states, before = seen
                 with self.autocast():
                     starts = self.choose_starts(states, 1 - before["is_terminal"])
-                    losses["actor"], imagined, found = self.actor_loss(*starts)
+                    losses["actor"], imagined, behavior = self.actor_loss(*starts)
                     replayed = self.replayed_returns(before, self.rssm.features(states))
-                    losses["critic"], more = self.critic_loss(imagined, replayed)
+                    losses["critic"], found = self.critic_loss(imagined, replayed)
                 self._backward("actor", losses["actor"])
                 self._backward("critic", losses["critic"])
-                found |= more
+                behavior |= found
             yield metrics
-        metrics |= found
+        metrics |= behavior
         self._descend(losses, metrics)
         with torch.no_grad():  # the slow copies follow a little
             for name, slow in (("actor", self.slow_actor), ("critic", self.slow_critic)):
