@@ -175,8 +175,9 @@ class RunFiles:
         can_resume = self.newest.exists() or self.previous.exists()
         if resume and can_resume:
             return False
-        # a folder without a visible file is that of a run killed before its first checkpoint
-        taken = [self.folder] if any(self.folder.glob("[!.]*")) else []
+        # a run killed before its first checkpoint leaves hidden files, or what `init` began with
+        left = {path.name for path in self.folder.glob("[!.]*")} - {"snapshot_0000000.safetensors"}
+        taken = [self.folder] if left else []
         taken += [path for path in (self.csv, self.page) if path.exists()]
         if taken and not overwrite:
             go_on = "add resume=true to go on with it, " if can_resume else "it can't go on: "
