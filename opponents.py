@@ -5,6 +5,7 @@ frame with its own view of the game; without `games` they also take a single gam
 """
 
 import functools
+import hashlib
 import importlib.util
 import sys
 from functools import partial
@@ -176,6 +177,12 @@ def find_player(name):
     return name if name in BOTS else Path(name) if is_code(name) else find_agent(name)
 
 
+def fingerprint(spec):
+    """Returns the SHA-256 of the file that a saved agent or own code comes from."""
+    path = Path(spec.rpartition(":")[0]) if is_code(spec) else find_agent(spec)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def called(player):
     """Returns what a player is called: a bot, a class, an agent's file, or its run."""
     path = Path(player)
@@ -217,19 +224,29 @@ class OpponentPool:
         if shares.sum() <= 0 or (settings.files_share > 0 and not settings.files):
             raise UserError("opponents: some share must be above 0, and files_share needs files.")
         self.shares = shares / shares.sum()
+        specs = dict.fromkeys(("weak", "strong", *settings.files))
+        self.fixed = {spec: load(spec, games, device=device) for spec in specs}
+        self.read = {spec: fingerprint(spec) for spec in specs if spec not in BOTS}
+        names = [one.name for one in self.fixed.values()]
+        for spec, one in self.fixed.items():
+            if names.count(one.name) > 1 or one.name.startswith("snapshot"):
+                one.name = spec  # who is counted apart has a name of his own
         self.start(0)
 
     def start(self, seed):
-        """Starts the choice, bots and files anew, and lets all snapshots forget their games."""
+        """Starts the choice, bots and own code anew, and lets all agents forget their games.
+
+        No file is read again: somebody may have changed or deleted it.
+        """
         self.generator = np.random.default_rng(seed)
-        fixed = dict.fromkeys(("weak", "strong", *self.settings.files))
-        for number, name in enumerate(fixed):
-            fixed[name] = load(name, self.games, seed + 1 + number, device=self.device)
-        names = [one.name for one in fixed.values()]
-        for spec, one in fixed.items():
-            if names.count(one.name) > 1 or one.name.startswith("snapshot"):
-                one.name = spec  # who is counted apart has a name of his own
-        self.fixed = fixed
+        for number, (spec, one) in enumerate(self.fixed.items()):
+            if spec in BOTS:
+                one.players = load(spec, self.games, seed + 1 + number).players
+            elif is_code(spec):
+                with blamed(spec):
+                    one.players = [type(player)() for player in one.players]
+            else:
+                one.reset()
         self.turn, self.games_left = None, 0  # the snapshot to play (a path), for so many games
         for snapshot in self.snapshots.values():
             snapshot.reset()
@@ -308,7 +325,8 @@ class OpponentPool:
         for path, one in self.snapshots.items():
             if not Path(path).exists():
                 one.agent.save(path, **one.agent.counters)
-        return {"snapshots": list(self.snapshots), "played": self.played, "results": self.results}
+        known = {"played": self.played, "results": self.results, "files": self.read}
+        return {"snapshots": list(self.snapshots)} | known
 
     def restore(self, state):
         """Takes over what `state` returned, and reads the snapshots' files that are still there."""
@@ -317,4 +335,7 @@ class OpponentPool:
                 self.add_snapshot(path)
             else:
                 warn(f"the snapshot {path} is gone; the run goes on without it")
+        for spec, before in state.get("files", {}).items():
+            if self.read.get(spec, before) != before:
+                warn(f"{spec} has changed since the run was here; it goes on against the new one")
         self.played, self.results = state["played"], state["results"]

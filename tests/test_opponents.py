@@ -320,6 +320,48 @@ def test_a_start_makes_all_opponents_anew(saved):
         assert np.array_equal(first, other) == (name == "file"), name
 
 
+BOT = """
+class Bot:
+    def act(self, observation):
+        return [{}, 0, 0, 0]
+"""
+
+
+def test_a_start_reads_no_file(saved, tmp_path):
+    """So an agent that is replaced or gone, the run's own best say, changes nothing."""
+    path, code = tmp_path / "best.safetensors", tmp_path / "code.py"
+    path.write_bytes(saved("first").read_bytes())
+    code.write_text(BOT.format(0.5))
+    pool = make_pool(files=f"[{path},'{code}:Bot']", files_share=1.0)
+    found = []
+    for change in (None, lambda: path.write_bytes(saved("second").read_bytes()), path.unlink):
+        if change:
+            change()
+            code.unlink(missing_ok=True)
+        pool.start(1)
+        found.append([one.act(observations(4)) for one in pool.fixed.values()])
+        pool.state()
+    for now in found[1:]:
+        assert all(map(np.array_equal, now, found[0]))
+
+
+def test_a_file_that_has_changed_when_the_run_goes_on_is_said(saved, tmp_path, capsys):
+    path, code = tmp_path / "best.safetensors", tmp_path / "code.py"
+    keys = {"files": f"[{path},random,'{code}:Bot']", "files_share": 1.0}
+    for number in range(3):
+        if number != 1:
+            path.write_bytes(saved(f"agent_{number}").read_bytes())
+            code.write_text(BOT.format(number / 2))
+        pool = make_pool(**keys)
+        if number:
+            pool.restore(state)
+        state = json.loads(json.dumps(pool.state()))
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.split()[0] for line in lines] == [str(path), f"{code}:Bot"] * (number == 2)
+    pool.restore({key: value for key, value in state.items() if key != "files"})  # of older runs
+    assert not capsys.readouterr().err
+
+
 def test_deleted_snapshots_are_written_again(saved, tmp_path):
     path = tmp_path / "snapshot_1.safetensors"
     path.write_bytes(saved("mine").read_bytes())
