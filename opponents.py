@@ -19,6 +19,7 @@ from machine import blamed, warn
 from utils import UserError
 
 BOTS = ("weak", "strong", "random")
+FOLDERS = (Path("checkpoints"), Path(__file__).with_name("checkpoints"))  # here, beside the code
 IN_A_ROW = 16  # games against one snapshot until it is another's turn: one at a time is faster
 FORGETTING = 0.05  # share of a new result in the running win rate against an opponent
 
@@ -32,7 +33,7 @@ class PerGame:
     def reset(self, games=None):
         """Tells the players of these games (default: all) that a game starts."""
         games = range(len(self.players)) if games is None else games
-        with blamed(f"The opponent '{self.name}'"):
+        with blamed(f"The player '{self.name}'"):
             for game in games:
                 getattr(self.players[game], "reset", lambda: None)()
 
@@ -108,7 +109,7 @@ def ask(player, observations, games=None):
     Raises `UserError` with its name if it fails. So the game goes no further, and what the player
     did is never learned from.
     """
-    name = f"The opponent '{getattr(player, 'name', type(player).__name__)}'"
+    name = f"The player '{getattr(player, 'name', type(player).__name__)}'"
     with blamed(name):  # somebody else's code raises almost anything
         actions = player.act(observations, *(() if games is None else (games,)))
         actions = np.asarray(actions, np.float32)
@@ -151,15 +152,17 @@ def own_class(spec):
 def find_agent(name):
     """Returns the .safetensors file that `name` means: a path, or its name in checkpoints/.
 
-    A folder means its best.safetensors, or else latest. Raises `UserError` if there is none.
+    That is the folder checkpoints/ here, then the one beside the code. A folder means its
+    best.safetensors, or else latest. Raises `UserError` if there is none.
     """
     inside = ("best.safetensors", "latest.safetensors")
-    for path in (Path(name), Path(f"checkpoints/{name}.safetensors"), Path("checkpoints") / name):
+    named = [path for folder in FOLDERS for path in (folder / f"{name}.safetensors", folder / name)]
+    for path in (Path(name), *named):
         for file in (path, *(path / each for each in inside)):
             if file.is_file():
                 return file
-    saved = {p.stem for p in Path("checkpoints").glob("*.safetensors")}
-    saved |= {p.parent.name for each in inside for p in Path("checkpoints").glob(f"*/{each}")}
+    saved = {p.stem for folder in FOLDERS for p in folder.glob("*.safetensors")}
+    saved |= {p.parent.name for f in FOLDERS for each in inside for p in f.glob(f"*/{each}")}
     known = f"checkpoints/ has {', '.join(sorted(saved))}" if saved else "checkpoints/ has none"
     raise UserError(
         f"There is no agent '{name}', neither as a path nor by name ({known}); the bots are"
@@ -181,6 +184,13 @@ def fingerprint(spec):
     """Returns the SHA-256 of the file that a saved agent or own code comes from."""
     path = Path(spec.rpartition(":")[0]) if is_code(spec) else find_agent(spec)
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def of_another_world(spec):
+    """Returns the saved agent that `spec` means if hockey is not what it plays, else None."""
+    player = find_player(spec)
+    agent = None if player in BOTS or is_code(player) else Dreamer.load(player)
+    return agent if agent and agent.config.environment != "hockey" else None
 
 
 def called(player):

@@ -1,6 +1,7 @@
 """Who stands on the other side: names, frame skip and memory of agents, shares of the pool."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,10 @@ import torch
 from conftest import make_config
 
 import checkpoint
+import main
+from config import find_config
 from dreamer import Dreamer
+from environments import make_environments
 from hockey_env import BasicOpponent
 from opponents import (
     IN_A_ROW,
@@ -391,6 +395,25 @@ def test_find_agent(tmp_path, monkeypatch):
     assert find_agent("run") == Path("checkpoints/run/best.safetensors")
     with pytest.raises(UserError, match="'chmpion'.*checkpoints/ has champion, run"):
         find_agent("chmpion")
+
+
+def test_names_are_looked_up_here_then_beside_the_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path])
+    beside = Path(main.__file__).parent
+    assert find_agent("champion") == beside / "checkpoints/champion.safetensors"
+    assert find_config("pendulum") == find_config("pendulum.yml") == beside / "configs/pendulum.yml"
+    with pytest.raises(UserError, match="'chmpion'.*checkpoints/ has champion"):
+        find_agent("chmpion")
+    for path in (Path("checkpoints/champion.safetensors"), Path("configs/pendulum.yml")):
+        path.parent.mkdir()
+        path.touch()
+        assert path in (find_agent("champion"), find_config("pendulum"))
+    Path("my_world.py").write_text(
+        "from gymnasium.envs.classic_control import PendulumEnv\nclass World(PendulumEnv): pass"
+    )
+    config = make_config("cartpole.yml", environment="my_world:World")
+    make_environments(config, 1).close()
 
 
 def test_players_are_bots_or_files(saved):
