@@ -8,6 +8,9 @@ python evaluate.py --compare metrics/a_seed0.csv metrics/a_seed1.csv metrics/b_s
 Exit status: 0 it is done, 2 something to mend (one sentence says what).
 """
 
+import installed  # noqa: F401  before all others
+
+# isort: split
 import argparse
 import sys
 from argparse import RawDescriptionHelpFormatter as AS_WRITTEN

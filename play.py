@@ -12,13 +12,14 @@ own code by path.py:Class.
 Exit status: 0 it is done, 2 something to mend (one sentence says what), 130 Ctrl-C.
 """
 
+import installed  # noqa: F401  before all others
+
+# isort: split
 import argparse
 import contextlib
 import os
 import sys
 from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
-
-os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # its greeting
 
 import numpy as np
 import pygame
