@@ -480,7 +480,7 @@ class Dreamer(nn.Module):
         return self.state_dict() | moments
 
     def restore(self, tensors, gradient_steps):
-        """Takes over what `state` returned. Raises RuntimeError if it does not fit."""
+        """Takes over what `state` returned. Raises RuntimeError or ValueError if it doesn't fit."""
         self.gradient_steps = gradient_steps
         self.load_state_dict({key: v for key, v in tensors.items() if "/" not in key})
         states = {}
@@ -489,6 +489,10 @@ class Dreamer(nn.Module):
                 _, number, key = name.split("/")
                 states.setdefault(int(number), {})[key] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": states})
+        for parameter, found in self.optimizer.state.items():
+            expected = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+            if {key: value.shape for key, value in found.items()} != expected:
+                raise ValueError("its optimizer's moments are of other parameters")
 
     def check_settings(self, theirs):
         """Raises ValueError unless weights with these settings (`config.dreamer`) mean the same."""

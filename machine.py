@@ -170,8 +170,8 @@ class Stop:
         self.requested = False
 
     def listen(self):
-        """Listens to SIGINT, SIGTERM and SIGUSR1, where the system has them."""
-        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        """Listens to SIGINT, SIGTERM, SIGUSR1 and SIGBREAK, where the system has them."""
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK"):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), self.request)
 

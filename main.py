@@ -1,16 +1,16 @@
 """Training: collect -> train -> evaluate -> save, from one YAML.
 
-python main.py --config hockey.yml [key=value ...]
+python main.py --config hockey.yml run=mine seed=3      a new run: other keys than the config's
+python main.py --config hockey.yml run=mine resume=true
 
+configs/hockey.yml has all keys, and says what each may be.
 Exit status: 0 the run is done, 2 something to mend (one sentence says what), 75 a signal stopped it
 and everything is saved: the same command with resume=true goes on.
 """
 
-import os
+import installed  # noqa: F401  before all others
 
-# waiting threads soon sleep, so that company on a core does not bring two threads to a standstill
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
+# isort: split
 import argparse
 import contextlib
 import sys

@@ -739,6 +739,29 @@ def test_training_goes_on_bit_for_bit(make_agent, tmp_path, actor_gradient):
     assert agent.gradient_steps == other.gradient_steps == 6
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimizer/0/exp_avg": torch.zeros(3)},
+        {"optimizer/1/exp_avg_sq": torch.zeros(1, 7)},
+        {"optimizer/2/step": torch.zeros(2)},
+        {"optimizer/0/exp_avg": None},
+        {"optimizer/0/step": None},
+        {"optimizer/0/other": torch.zeros(3)},
+        {"optimizer/9999/step": torch.zeros(())},
+        {"optimizer/x/step": torch.zeros(())},
+        {"optimizer/0": torch.zeros(())},
+    ],
+)
+def test_moments_of_other_parameters_are_refused(make_agent, change):
+    agent = make_agent()
+    learn(agent, make_batch())
+    wrong = {key: value for key, value in (agent.state() | change).items() if value is not None}
+    with pytest.raises((AttributeError, KeyError, TypeError, ValueError, RuntimeError)):
+        make_agent().restore(wrong, 1)  # what `Training.restore` makes a sentence of
+    make_agent().restore(agent.state(), 1)
+
+
 # ---------------------------------------------------------------------------- probes
 
 
