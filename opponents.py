@@ -324,9 +324,11 @@ class OpponentPool:
         return {name: ones[index] for name, index in chosen.items()}
 
     def rivals(self, games, seed):
-        """Returns whom an evaluation of so many games asks for: both bots and former selves."""
-        rivals = {name: load(name, games, seed) for name in ("weak", "strong")}
-        for name, one in self.former_selves().items():  # from memory: files may be deleted
+        """Returns whom an evaluation of so many games asks for: bots, files and former selves."""
+        agents = {one.name: one for one in self.fixed.values() if isinstance(one, AgentOpponent)}
+        others = {one.name: spec for spec, one in self.fixed.items() if one.name not in agents}
+        rivals = {name: load(spec, games, seed) for name, spec in others.items()}
+        for name, one in (agents | self.former_selves()).items():  # no file is read again
             rivals[name] = AgentOpponent(one.agent, games, one.name, deterministic=True)
         return rivals
 

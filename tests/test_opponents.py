@@ -283,6 +283,18 @@ def test_an_evaluation_asks_for_both_bots_and_three_former_selves(saved):
     assert pool.metrics(60) == {"pool/oldest": 40, "pool/middle": 20, "pool/newest": 10}
 
 
+def test_an_evaluation_meets_the_files_too_trained_against_or_not(saved):
+    rival = saved("rival")
+    pool = make_pool(weak=1, files=f"[random, {rival}]")
+    rivals = pool.rivals(4, seed=0)
+    assert list(rivals) == ["weak", "strong", "random", "rival"]
+    rival.unlink()
+    observations = np.zeros((4, 18), np.float32)
+    actions = [pool.rivals(4, seed=0)["rival"].act(observations) for _ in range(2)]
+    assert np.array_equal(*actions)  # the most likely ones, of a game of its own
+    assert {pool.choose().name for _ in range(20)} == {"weak"}
+
+
 def test_the_mix_adds_up_to_one():
     pool = make_pool(weak=1.0)
     assert pool.metrics(0) == {}
