@@ -19,7 +19,7 @@ from environments import make_environments
 from extras.league import report
 from extras.plots import read_runs, write_comparison_page
 from machine import quiet_console
-from matches import evaluate_return, play_games
+from matches import episode_returns, play_games
 from opponents import BOTS, AgentOpponent, called, find_agent, load
 from utils import UserError
 
@@ -35,7 +35,10 @@ def evaluate(options):
             raise UserError(f"{options.checkpoint} plays {name}: --against has nobody there.")
         worlds = make_environments(agent.config, games)
         act = partial(agent.player().act, deterministic=True, plan=options.plan)
-        print(f"{name}: {games} episodes, mean return {evaluate_return(act, worlds, seed):.1f}")
+        returns = episode_returns(act, worlds, seed)
+        mean, margin = returns.mean(), 1.96 * returns.std() / games**0.5
+        interval = f"[{mean - margin:.1f}, {mean + margin:.1f}]"
+        print(f"{name}: {games} episodes, mean return {mean:.1f} {interval}")
         return
     AgentOpponent(agent, 1, called(path))  # it knows who can't play hockey
     for name in options.against or BOTS[:2]:

@@ -104,8 +104,8 @@ def play_games(act, opponent, games, settings, seed=0):
     return Result(opponent.name, winner, table.we_start.copy())
 
 
-def evaluate_return(act, environments, seed=0):
-    """Returns the mean return of one episode in each of a Gymnasium vector environment.
+def episode_returns(act, environments, seed=0):
+    """Returns the returns (n,) of one episode in each of a Gymnasium vector environment.
 
     `act`: observations (n, O) -> actions (n, A), asked once per step. It closes the environments.
     An episode that does not end counts up to `LONGEST_EPISODE`, which is said.
@@ -125,7 +125,7 @@ def evaluate_return(act, environments, seed=0):
                 f"{running.sum()} of {len(running)} evaluation episodes did not end within"
                 f" {LONGEST_EPISODE:,} steps; their returns are those so far"
             )
-    return float(total.mean())
+    return total
 
 
 def evaluate(agent, config, pool, stop):
@@ -148,7 +148,7 @@ def evaluate(agent, config, pool, stop):
 
     if pool is None:
         episodes = make_environments(config, games)
-        score = evaluate_return(fresh_player(), episodes, seed)
+        score = float(episode_returns(fresh_player(), episodes, seed).mean())
         return {"evaluation/return": score}, score, {"return": f"{score:.1f}"}
     metrics, scores, shown = {}, [], {}
     for name, rival in pool.rivals(games, seed).items():
