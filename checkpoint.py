@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from machine import warn
+from machine import blamed, warn
 from utils import UserError, check_finite, one_line
 
 try:
@@ -55,8 +55,8 @@ def write_atomically(path, write, previous=None):
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         if previous is not None and path.exists():
-            os.replace(path, previous)
-        os.replace(temporary, path)
+            _rename(path, previous)
+        _rename(temporary, path)
         _flush_folder(path.parent)
     except BaseException as error:
         reason = one_line(error)
@@ -68,6 +68,16 @@ def write_atomically(path, write, previous=None):
             kind = Held if isinstance(error, PermissionError) else UserError
             raise kind(f"Could not write {path}: {reason}") from None
         raise
+
+
+def _rename(path, target):
+    """Renames a file. On Windows nobody may have the target open, if only to look for viruses."""
+    for pause in (0.05, 0.2):
+        try:
+            return os.replace(path, target)
+        except PermissionError:
+            time.sleep(pause)
+    return os.replace(path, target)
 
 
 def _umask():
@@ -175,8 +185,9 @@ class RunFiles:
         can_resume = self.newest.exists() or self.previous.exists()
         if resume and can_resume:
             return False
-        # a folder without a visible file is that of a run killed before its first checkpoint
-        taken = [self.folder] if any(self.folder.glob("[!.]*")) else []
+        # a run killed before its first checkpoint leaves hidden files, or what `init` began with
+        left = {path.name for path in self.folder.glob("[!.]*")} - {"snapshot_0000000.safetensors"}
+        taken = [self.folder] if left else []
         taken += [path for path in (self.csv, self.page) if path.exists()]
         if taken and not overwrite:
             go_on = "add resume=true to go on with it, " if can_resume else "it can't go on: "
@@ -187,11 +198,12 @@ class RunFiles:
         return True
 
     def clear(self):
-        """Deletes an earlier run of this name."""
+        """Deletes an earlier run of this name. Raises `UserError` if somebody holds its files."""
+        with blamed("overwrite=true"):
+            for path in (self.csv, self.page):
+                path.unlink(missing_ok=True)
         for folder in (self.folder, self.csv.with_suffix(".tensorboard")):
             shutil.rmtree(folder, ignore_errors=True)
-        for path in (self.csv, self.page):
-            path.unlink(missing_ok=True)
 
     def load(self):
         """Returns the newest checkpoint that is whole, as (path, tensors, metadata).

@@ -62,8 +62,12 @@ def load_config(name, overrides=()):
 
 
 def find_config(name, folder=Path()):
-    """Returns the path of a config given as a path (from `folder`) or as a name in `configs/`."""
-    for path in (folder / name, CONFIGS / name, CONFIGS / f"{name}.yml"):
+    """Returns the path of a config given as a path (from `folder`) or as a name in `configs/`.
+
+    That is the folder configs/ here, then the one beside the code.
+    """
+    named = [path / f"{name}{end}" for path in (Path("configs"), CONFIGS) for end in ("", ".yml")]
+    for path in (folder / name, *named):
         if path.is_file():
             return path.resolve() if path.samefile(COMPLETE) else path
     known = ", ".join(sorted(path.name for path in CONFIGS.glob("*.yml")))

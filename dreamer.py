@@ -73,18 +73,14 @@ class Dreamer(nn.Module):
         self.device = torch.device(device)
         scale = torch.tensor(list(settings.observation_scale), dtype=torch.float32)
         if self.is_image and (len(scale) or settings.observation_in_state):
-            raise UserError(
-                "Images need dreamer.observation_in_state=false and dreamer.observation_scale=[]."
-            )
+            raise UserError("Images need dreamer.observation_in_state=false, observation_scale=[].")
         if len(scale) not in (0, observation_size):
             raise UserError(f"dreamer.observation_scale needs {observation_size} numbers, or [].")
         switches = getattr(settings, "switches", ())
         if discrete and switches:
             raise UserError("dreamer.switches must be [] where actions are choices.")
         if any(switch >= action_size for switch in switches):
-            raise UserError(
-                f"dreamer.switches: there are actions 0 to {action_size - 1} only; [] for none."
-            )
+            raise UserError(f"dreamer.switches: actions are 0 to {action_size - 1}; [] for none.")
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("return_scale", torch.zeros(()))
         encoder = ImageEncoder if self.is_image else mlp
@@ -107,6 +103,7 @@ class Dreamer(nn.Module):
         is_auto = precision == "auto" and multiplies_bfloat16(self.device)
         self.in_bfloat16 = precision == "bfloat16" or is_auto
         self.gradient_steps = 0
+        self.seen = None  # the last batch and the posterior states of its rows
         self.memory = None  # (h, z, o, last action) of each game that is being played
 
     # ------------------------------------------------------------------------ playing
@@ -199,25 +196,35 @@ class Dreamer(nn.Module):
     def update(self, batch):
         """One gradient step on a batch (B, T) of the replay; yields its metrics as 0-d tensors.
 
-        First the losses of all three parts, then their gradients, then their steps: all learn from
-        the same weights. The body of the `with` runs while gradients are computed, on another core
-        if there is one; it must leave the weights alone, as collecting does.
+        The world model learns from this batch. Beside it, on the other half of the CPU cores, actor
+        and critic learn from the states it saw in the batch before; then the body of the `with`
+        runs, which must leave the weights alone, as collecting does. Then all take their steps.
         """
         self.gradient_steps += 1
-        losses = {}
-        with self.autocast():
-            state, losses["world_model"], metrics = self.world_model_loss(batch)
-            if self.gradient_steps > self.settings.world_model_head_start:
-                losses["actor"], imagined, actor_metrics = self.actor_loss(
-                    *self.choose_starts(state, 1 - batch["is_terminal"])
-                )
-                losses["critic"], critic_metrics = self.critic_loss(
-                    imagined, self.replayed_returns(batch, self.rssm.features(state))
-                )
-                metrics |= actor_metrics | critic_metrics
-        passes = [partial(self._backward, part, loss) for part, loss in losses.items()]
-        with side_by_side(passes, self.device):
+        self.optimizer.zero_grad()
+        seen, losses, metrics, behavior = self.seen, {}, {}, {}
+        noise = self.rssm.posterior.noise(*batch["reward"].T.shape)  # random only in this thread
+
+        def learn_world():
+            with self.autocast():
+                states, losses["world_model"], found = self.world_model_loss(batch, noise)
+            self._backward("world_model", losses["world_model"])
+            self.seen = states, batch
+            metrics.update(found)
+
+        with side_by_side(learn_world, self.device):
+            if seen and self.gradient_steps > self.settings.world_model_head_start:
+                states, before = seen
+                with self.autocast():
+                    starts = self.choose_starts(states, 1 - before["is_terminal"])
+                    losses["actor"], imagined, behavior = self.actor_loss(*starts)
+                    replayed = self.replayed_returns(before, self.rssm.features(states))
+                    losses["critic"], found = self.critic_loss(imagined, replayed)
+                self._backward("actor", losses["actor"])
+                self._backward("critic", losses["critic"])
+                behavior |= found
             yield metrics
+        metrics |= behavior
         self._descend(losses, metrics)
         with torch.no_grad():  # the slow copies follow a little
             for name, slow in (("actor", self.slow_actor), ("critic", self.slow_critic)):
@@ -228,17 +235,18 @@ class Dreamer(nn.Module):
         """A context in which layers compute in bfloat16, if this agent does."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16)
 
-    def world_model_loss(self, batch):
+    def world_model_loss(self, batch, noise):
         """The world model on a batch -> posterior states (h, z, o) (B, T, .), loss and metrics.
 
-        batch: observation (B, T, O), action (B, T, A), reward, is_first, is_terminal (B, T), in
-        the row convention of `buffer.py`. The states are detached. World model learning.
+        batch: observation (B, T, O), action (B, T, A), reward, is_first, is_terminal (B, T), rows
+        as in `buffer.py`; noise (T, B, .) for z. The states are detached. World model learning.
         """
         settings, target = self.settings, self.squash(batch["observation"])  # (B, T, O)
         inputs = [batch["action"], *self.embed(batch["observation"]), batch["is_first"][..., None]]
         state, states, posteriors = self.rssm.initial(len(target)), [], []
-        for action, evidence, o, is_first in zip(*(x.unbind(1) for x in inputs), strict=True):
-            state, posterior = self.rssm.step(state, action, (evidence, o), is_first)
+        rows = zip(*(x.unbind(1) for x in inputs), noise, strict=True)
+        for action, evidence, o, *first_and_noise in rows:
+            state, posterior = self.rssm.step(state, action, (evidence, o), *first_and_noise)
             states.append(state)
             posteriors.append(posterior)
         h, z, o = (torch.stack(part, 1) for part in zip(*states, strict=True))  # (B, T, .)
@@ -441,8 +449,6 @@ class Dreamer(nn.Module):
 
     def _backward(self, part, loss):
         """Computes the gradient of the loss with respect to `part`, into its parameters."""
-        for parameter in self.parts[part]:
-            parameter.grad = None
         # `inputs` keeps the gradient away from every other network that the loss runs through. To
         # free the graph here would take Python's lock hundreds of times; it goes with the loss.
         loss.backward(inputs=self.parts[part], retain_graph=True)
@@ -474,7 +480,7 @@ class Dreamer(nn.Module):
         return self.state_dict() | moments
 
     def restore(self, tensors, gradient_steps):
-        """Takes over what `state` returned. Raises RuntimeError if it does not fit."""
+        """Takes over what `state` returned. Raises RuntimeError or ValueError if it doesn't fit."""
         self.gradient_steps = gradient_steps
         self.load_state_dict({key: v for key, v in tensors.items() if "/" not in key})
         states = {}
@@ -483,6 +489,10 @@ class Dreamer(nn.Module):
                 _, number, key = name.split("/")
                 states.setdefault(int(number), {})[key] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": states})
+        for parameter, found in self.optimizer.state.items():
+            expected = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+            if {key: value.shape for key, value in found.items()} != expected:
+                raise ValueError("its optimizer's moments are of other parameters")
 
     def check_settings(self, theirs):
         """Raises ValueError unless weights with these settings (`config.dreamer`) mean the same."""

@@ -1,6 +1,7 @@
 """The worlds an agent is trained in, hockey or any Gymnasium id, and how it plays there."""
 
 import atexit
+import sys
 import warnings
 import weakref
 from functools import partial
@@ -32,6 +33,8 @@ def make_environments(config, count, pool=None, render_mode=None):
         return RecordEpisodeStatistics(games)
     module, _, name = config.environment.partition(":")
     is_class = bool(module) and name.isidentifier()  # not an id, which ends in -v0
+    if "" not in sys.path:
+        sys.path.append("")  # modules in the current folder, wherever the code is
     with warnings.catch_warnings(action="ignore", category=UserWarning), blamed(who(config)):
         environments = gymnasium.make_vec(
             EnvSpec(name, config.environment) if is_class else config.environment,

@@ -1,12 +1,16 @@
-"""The command line of measuring: an agent against opponents, a league, runs drawn together.
+"""The command line of measuring: a player against others, a league, runs drawn together.
 
 python evaluate.py checkpoints/hockey/best.safetensors --against weak strong --games 200
+python evaluate.py mine.py:MyBot
 python evaluate.py --league checkpoints/a.safetensors checkpoints/b.safetensors weak strong
 python evaluate.py --compare metrics/a_seed0.csv metrics/a_seed1.csv metrics/b_seed0.csv
 
 Exit status: 0 it is done, 2 something to mend (one sentence says what).
 """
 
+import installed  # noqa: F401  before all others
+
+# isort: split
 import argparse
 import sys
 from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
@@ -14,25 +18,22 @@ from functools import partial
 
 import torch
 
-from dreamer import Dreamer
 from environments import make_environments
 from extras.league import report
 from extras.plots import read_runs, write_comparison_page
 from machine import quiet_console
-from matches import episode_returns, play_games
-from opponents import BOTS, AgentOpponent, called, find_agent, load
+from matches import episode_returns, play_match
+from opponents import BOTS, load, of_another_world
 from utils import UserError
 
 
 def evaluate(options):
-    """Prints one line for each opponent of the agent, or the return where there are none."""
+    """Prints one line for each opponent of the player, or the return where there are none."""
     games, seed = options.games or 200, options.seed
-    path = find_agent(options.checkpoint)
-    agent = Dreamer.load(path)
-    name = agent.config.environment
-    if name != "hockey":
+    if agent := of_another_world(options.player):
+        name = agent.config.environment
         if options.against:
-            raise UserError(f"{options.checkpoint} plays {name}: --against has nobody there.")
+            raise UserError(f"{options.player} plays {name}: --against has nobody there.")
         worlds = make_environments(agent.config, games)
         act = partial(agent.player().act, deterministic=True, plan=options.plan)
         returns = episode_returns(act, worlds, seed)
@@ -40,18 +41,16 @@ def evaluate(options):
         interval = f"[{mean - margin:.1f}, {mean + margin:.1f}]"
         print(f"{name}: {games} episodes, mean return {mean:.1f} {interval}")
         return
-    AgentOpponent(agent, 1, called(path))  # it knows who can't play hockey
     for name in options.against or BOTS[:2]:
-        act = partial(agent.player().act, deterministic=True, plan=options.plan)
-        opponent = load(name, games, seed)
-        print(play_games(act, opponent, games, agent.config.hockey, seed), flush=True)
+        player = load(options.player, games, seed + 1, plan=options.plan)
+        print(play_match(player, load(name, games, seed), games, seed), flush=True)
 
 
 def main(arguments=None):
     """Does what the command line asks for; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
-    agent = "a .safetensors file, or a folder with best.safetensors"
-    parser.add_argument("checkpoint", nargs="?", help=agent)
+    player = "a path, a name in checkpoints/, a bot, path.py:Class"
+    parser.add_argument("player", nargs="?", help=player)
     parser.add_argument("--against", nargs="+", help="opponents (weak strong)")
     parser.add_argument("--league", nargs="*", metavar="PLAYER", help="instead: a round robin")
     parser.add_argument("--compare", nargs="+", metavar="CSV", help="instead: draw runs together")
@@ -62,16 +61,16 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     quiet_console()
     torch.set_num_threads(1)  # small matrices: more threads only wait for each other
-    asked = [options.checkpoint, options.league, options.compare]
+    asked = [options.player, options.league, options.compare]
     if asked.count(None) != 2:
-        parser.error("name a checkpoint, or all players after --league, or CSVs after --compare")
+        parser.error("name a player, or all players after --league, or CSVs after --compare")
     try:
         if not 0 <= options.seed < 2**31:
             raise UserError("--seed must be from 0 to 2147483647.")
         if options.games is not None and options.games < 1:
             raise UserError("--games must be at least 1.")
         torch.manual_seed(options.seed)  # of the plans
-        if options.checkpoint is not None:
+        if options.player is not None:
             evaluate(options)
         elif options.league is not None:
             page = options.page or "plots/league.html"

@@ -67,7 +67,7 @@ class HockeyGames(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.rewards = np.zeros((2, num_envs), np.float32)  # of the last step, both views
-        self.tables = [{} for _ in range(num_envs)]  # per game: mode -> HockeyEnv, made when needed
+        self.tables = [{} for _ in range(num_envs)]  # per game: mode -> HockeyEnv
         self.games_started = np.arange(num_envs)  # staggers sides and starts
         self.current = [None] * num_envs  # the HockeyEnv being played
         self.playing_against = [None] * num_envs
@@ -122,7 +122,9 @@ class HockeyGames(VectorEnv):
             self.games_started[game] += 1
             self.side[game], self.we_start[game] = count % 2, (count // 2) % 2 == 0
             mode = MODES[self.np_random.choice(3, p=self.mode_shares)]
-            self.current[game] = env = self._table(game, mode)
+            if mode not in self.tables[game]:  # made when it is needed
+                self.tables[game][mode] = self.module.HockeyEnv(mode=self.module.Mode[mode])
+            self.current[game] = env = self.tables[game][mode]
             one_starts = bool(self.we_start[game] == (self.side[game] == 0))
             seed = int(self.np_random.integers(2**31))
             observation, _ = env.reset(seed=seed, one_starting=one_starts)
@@ -132,12 +134,6 @@ class HockeyGames(VectorEnv):
         self.terminated[games] = self.truncated[games] = False
         for opponent, theirs in self._by_opponent(games):
             opponent.reset(theirs)
-
-    def _table(self, game, mode):
-        """Returns the `HockeyEnv` of this game for a mode, made when it is needed."""
-        if mode not in self.tables[game]:
-            self.tables[game][mode] = self.module.HockeyEnv(mode=self.module.Mode[mode])
-        return self.tables[game][mode]
 
     def _by_opponent(self, games):
         """Yields (opponent, its games among these), in the order of first appearance."""

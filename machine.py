@@ -66,6 +66,12 @@ def warn(text):
     tqdm.write(text, sys.stderr)
 
 
+def progress_bar(done, total):
+    """Returns the bar of all gradient steps; a log file gets a line a minute instead."""
+    pace = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60}
+    return tqdm(total=total, initial=done, unit="step", desc="warm-up", **pace)
+
+
 @contextlib.contextmanager
 def blamed(who):
     """Turns whatever somebody else's code raises in its block into a `UserError` that names it."""
@@ -131,31 +137,25 @@ def _second_core():
 
 
 @contextlib.contextmanager
-def side_by_side(functions, device):
-    """Calls functions that compute on `device` on a second CPU core, beside the caller's block.
+def side_by_side(function, device):
+    """Calls a function that computes on `device` on other CPU cores, beside the caller's block.
 
-    When the block is done the caller takes over what has not begun. Both have half of the cores, so
-    that who calls what changes no number. On one core, and on other devices, whose work is queued
-    anyway, the functions come first. It takes 14% off a training step. Raises what they raise.
+    Both have half of the cores. On one core, and on other devices, whose work is queued anyway, the
+    function comes first. Raises what it raises.
     """
     cores = torch.get_num_threads()
     if cores == 1 or device.type != "cpu":
-        for function in functions:
-            function()
+        function()
         yield
         return
     _second_core().submit(torch.set_num_threads, cores // 2)
-    calls = [(function, _second_core().submit(function)) for function in functions]
+    call = _second_core().submit(function)
     torch.set_num_threads(cores // 2)
     try:
         yield
-        for function, call in calls:
-            if call.cancel():
-                function()
-            else:
-                call.result()
+        call.result()
     finally:
-        wait([call for _, call in calls])
+        wait([call])
         torch.set_num_threads(cores)
 
 
@@ -170,8 +170,8 @@ class Stop:
         self.requested = False
 
     def listen(self):
-        """Listens to SIGINT, SIGTERM and SIGUSR1, where the system has them."""
-        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        """Listens to SIGINT, SIGTERM, SIGUSR1 and SIGBREAK, where the system has them."""
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK"):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), self.request)
 

@@ -1,16 +1,16 @@
 """Training: collect -> train -> evaluate -> save, from one YAML.
 
-python main.py --config hockey.yml [key=value ...]
+python main.py --config hockey.yml run=mine seed=3      a new run: other keys than the config's
+python main.py --config hockey.yml run=mine resume=true
 
+configs/hockey.yml has all keys, and says what each may be.
 Exit status: 0 the run is done, 2 something to mend (one sentence says what), 75 a signal stopped it
 and everything is saved: the same command with resume=true goes on.
 """
 
-import os
+import installed  # noqa: F401  before all others
 
-# waiting threads soon sleep, so that company on a core does not bring two threads to a standstill
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
+# isort: split
 import argparse
 import contextlib
 import sys
@@ -20,7 +20,6 @@ from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from tqdm import tqdm
 
 import checkpoint
 import machine
@@ -47,15 +46,15 @@ def main(config, stop):
     is_time_for_snapshot = Every(config.opponents.snapshot_every, agent.gradient_steps)
     is_time_to_log = Every(config.log_every, agent.gradient_steps)
     is_time_to_save = Every(config.save_every, agent.gradient_steps)
-    with run.ending(), progress_bar(agent.gradient_steps, config.gradient_steps) as bar:
+    with run.ending(), machine.progress_bar(agent.gradient_steps, config.gradient_steps) as bar:
         while not play.is_enough() and not stop.requested:
             play.collect()  # the warm-up
 
         while agent.gradient_steps < config.gradient_steps and not stop.requested:
             batch = replay.sample(config.replay.batch_size, config.replay.batch_length)
-            with log.timed("train"), agent.update(batch) as metrics:  # losses, their gradients ...
+            with log.timed("train"), agent.update(batch) as metrics:  # losses and gradients
                 while not play.is_enough():
-                    play.collect()  # ... beside what the next step needs; then the step
+                    play.collect()  # beside them: what the next step needs; then the step
             log.add(metrics)
             step = agent.gradient_steps
             if is_time_to_evaluate(step) or step == config.gradient_steps:
@@ -213,6 +212,7 @@ class Training:
         """Goes on from a checkpoint, just written or just read: all games start anew."""
         self.save_agent("latest")
         self.write_page()
+        self.agent.seen = None
         self.play.start()
 
     def restore(self):
@@ -274,12 +274,6 @@ class Training:
         else:
             print(f"saved; the same command with resume=true goes on ({self.files.folder})")
         return is_done
-
-
-def progress_bar(done, total):
-    """Returns the bar of all gradient steps; a log file gets a line a minute instead."""
-    pace = {} if sys.stderr.isatty() else {"mininterval": 60, "maxinterval": 60}
-    return tqdm(total=total, initial=done, unit="step", desc="warm-up", **pace)
 
 
 def command_line(arguments=None):

@@ -6,13 +6,15 @@ Games are played side by side until the last one has ended. Who the players are 
 
 import contextlib
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from config import load_config
 from environments import make_environments, playable
 from hockey_wrapper import HockeyGames
 from machine import warn
-from opponents import BOTS, OneOpponent
+from opponents import BOTS, OneOpponent, ask
 
 LONGEST_EPISODE = 10_000  # steps of an evaluation's episode: it ends there whatever happens
 
@@ -102,6 +104,17 @@ def play_games(act, opponent, games, settings, seed=0):
         winner[ended] = info["winner"][ended]
         running &= ~ended
     return Result(opponent.name, winner, table.we_start.copy())
+
+
+def play_match(one, two, games, seed=0):
+    """Plays so many games of two players made for that many -> a `Result` of the first.
+
+    They are on equal terms: each is asked for every frame of the built-in game, and an agent holds
+    its action for its own frame skip. The same seed means the same positions for all pairs.
+    """
+    settings = load_config("hockey.yml", ["hockey.frame_skip=1", "hockey.game=built-in"]).hockey
+    one.reset()  # the other one's games begin at the table
+    return play_games(partial(ask, one, games=range(games)), two, games, settings, seed)
 
 
 def episode_returns(act, environments, seed=0):

@@ -5,6 +5,7 @@ frame with its own view of the game; without `games` they also take a single gam
 """
 
 import functools
+import hashlib
 import importlib.util
 import sys
 from functools import partial
@@ -18,6 +19,7 @@ from machine import blamed, warn
 from utils import UserError
 
 BOTS = ("weak", "strong", "random")
+FOLDERS = (Path("checkpoints"), Path(__file__).with_name("checkpoints"))  # here, beside the code
 IN_A_ROW = 16  # games against one snapshot until it is another's turn: one at a time is faster
 FORGETTING = 0.05  # share of a new result in the running win rate against an opponent
 
@@ -31,7 +33,7 @@ class PerGame:
     def reset(self, games=None):
         """Tells the players of these games (default: all) that a game starts."""
         games = range(len(self.players)) if games is None else games
-        with blamed(f"The opponent '{self.name}'"):
+        with blamed(f"The player '{self.name}'"):
             for game in games:
                 getattr(self.players[game], "reset", lambda: None)()
 
@@ -107,7 +109,7 @@ def ask(player, observations, games=None):
     Raises `UserError` with its name if it fails. So the game goes no further, and what the player
     did is never learned from.
     """
-    name = f"The opponent '{getattr(player, 'name', type(player).__name__)}'"
+    name = f"The player '{getattr(player, 'name', type(player).__name__)}'"
     with blamed(name):  # somebody else's code raises almost anything
         actions = player.act(observations, *(() if games is None else (games,)))
         actions = np.asarray(actions, np.float32)
@@ -150,15 +152,17 @@ def own_class(spec):
 def find_agent(name):
     """Returns the .safetensors file that `name` means: a path, or its name in checkpoints/.
 
-    A folder means its best.safetensors, or else latest. Raises `UserError` if there is none.
+    That is the folder checkpoints/ here, then the one beside the code. A folder means its
+    best.safetensors, or else latest. Raises `UserError` if there is none.
     """
     inside = ("best.safetensors", "latest.safetensors")
-    for path in (Path(name), Path(f"checkpoints/{name}.safetensors"), Path("checkpoints") / name):
+    named = [path for folder in FOLDERS for path in (folder / f"{name}.safetensors", folder / name)]
+    for path in (Path(name), *named):
         for file in (path, *(path / each for each in inside)):
             if file.is_file():
                 return file
-    saved = {p.stem for p in Path("checkpoints").glob("*.safetensors")}
-    saved |= {p.parent.name for each in inside for p in Path("checkpoints").glob(f"*/{each}")}
+    saved = {p.stem for folder in FOLDERS for p in folder.glob("*.safetensors")}
+    saved |= {p.parent.name for f in FOLDERS for each in inside for p in f.glob(f"*/{each}")}
     known = f"checkpoints/ has {', '.join(sorted(saved))}" if saved else "checkpoints/ has none"
     raise UserError(
         f"There is no agent '{name}', neither as a path nor by name ({known}); the bots are"
@@ -174,6 +178,19 @@ def is_code(spec):
 def find_player(name):
     """Returns a bot's name as it is, or the path of a saved agent or own code, or `UserError`."""
     return name if name in BOTS else Path(name) if is_code(name) else find_agent(name)
+
+
+def fingerprint(spec):
+    """Returns the SHA-256 of the file that a saved agent or own code comes from."""
+    path = Path(spec.rpartition(":")[0]) if is_code(spec) else find_agent(spec)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def of_another_world(spec):
+    """Returns the saved agent that `spec` means if hockey is not what it plays, else None."""
+    player = find_player(spec)
+    agent = None if player in BOTS or is_code(player) else Dreamer.load(player)
+    return agent if agent and agent.config.environment != "hockey" else None
 
 
 def called(player):
@@ -217,19 +234,29 @@ class OpponentPool:
         if shares.sum() <= 0 or (settings.files_share > 0 and not settings.files):
             raise UserError("opponents: some share must be above 0, and files_share needs files.")
         self.shares = shares / shares.sum()
+        specs = dict.fromkeys(("weak", "strong", *settings.files))
+        self.fixed = {spec: load(spec, games, device=device) for spec in specs}
+        self.read = {spec: fingerprint(spec) for spec in specs if spec not in BOTS}
+        names = [one.name for one in self.fixed.values()]
+        for spec, one in self.fixed.items():
+            if names.count(one.name) > 1 or one.name.startswith("snapshot"):
+                one.name = spec  # who is counted apart has a name of his own
         self.start(0)
 
     def start(self, seed):
-        """Starts the choice, bots and files anew, and lets all snapshots forget their games."""
+        """Starts the choice, bots and own code anew, and lets all agents forget their games.
+
+        No file is read again: somebody may have changed or deleted it.
+        """
         self.generator = np.random.default_rng(seed)
-        fixed = dict.fromkeys(("weak", "strong", *self.settings.files))
-        for number, name in enumerate(fixed):
-            fixed[name] = load(name, self.games, seed + 1 + number, device=self.device)
-        names = [one.name for one in fixed.values()]
-        for spec, one in fixed.items():
-            if names.count(one.name) > 1 or one.name.startswith("snapshot"):
-                one.name = spec  # who is counted apart has a name of his own
-        self.fixed = fixed
+        for number, (spec, one) in enumerate(self.fixed.items()):
+            if spec in BOTS:
+                one.players = load(spec, self.games, seed + 1 + number).players
+            elif is_code(spec):
+                with blamed(spec):
+                    one.players = [type(player)() for player in one.players]
+            else:
+                one.reset()
         self.turn, self.games_left = None, 0  # the snapshot to play (a path), for so many games
         for snapshot in self.snapshots.values():
             snapshot.reset()
@@ -297,9 +324,11 @@ class OpponentPool:
         return {name: ones[index] for name, index in chosen.items()}
 
     def rivals(self, games, seed):
-        """Returns whom an evaluation of so many games asks for: both bots and former selves."""
-        rivals = {name: load(name, games, seed) for name in ("weak", "strong")}
-        for name, one in self.former_selves().items():  # from memory: files may be deleted
+        """Returns whom an evaluation of so many games asks for: bots, files and former selves."""
+        agents = {one.name: one for one in self.fixed.values() if isinstance(one, AgentOpponent)}
+        others = {one.name: spec for spec, one in self.fixed.items() if one.name not in agents}
+        rivals = {name: load(spec, games, seed) for name, spec in others.items()}
+        for name, one in (agents | self.former_selves()).items():  # no file is read again
             rivals[name] = AgentOpponent(one.agent, games, one.name, deterministic=True)
         return rivals
 
@@ -308,7 +337,8 @@ class OpponentPool:
         for path, one in self.snapshots.items():
             if not Path(path).exists():
                 one.agent.save(path, **one.agent.counters)
-        return {"snapshots": list(self.snapshots), "played": self.played, "results": self.results}
+        known = {"played": self.played, "results": self.results, "files": self.read}
+        return {"snapshots": list(self.snapshots)} | known
 
     def restore(self, state):
         """Takes over what `state` returned, and reads the snapshots' files that are still there."""
@@ -317,4 +347,7 @@ class OpponentPool:
                 self.add_snapshot(path)
             else:
                 warn(f"the snapshot {path} is gone; the run goes on without it")
+        for spec, before in state.get("files", {}).items():
+            if self.read.get(spec, before) != before:
+                warn(f"{spec} has changed since the run was here; it goes on against the new one")
         self.played, self.results = state["played"], state["results"]

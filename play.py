@@ -1,6 +1,7 @@
 """What a person does with a trained agent: watch it, film it, play against it, let it compete.
 
 python play.py watch champion strong --games 3 [--video game.mp4]
+python play.py watch pendulum                            an agent of another world
 python play.py human champion --right
 python play.py tournament champion --server-url ADDRESS --server-port PORT --token TOKEN
 python play.py dream champion --against strong --out plots/dream.html
@@ -11,12 +12,14 @@ own code by path.py:Class.
 Exit status: 0 it is done, 2 something to mend (one sentence says what), 130 Ctrl-C.
 """
 
+import installed  # noqa: F401  before all others
+
+# isort: split
 import argparse
+import contextlib
 import os
 import sys
 from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
-
-os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # its greeting
 
 import numpy as np
 import pygame
@@ -24,12 +27,12 @@ import torch
 
 from dreamer import Dreamer
 from extras.dreams import dream as dream_of_hockey
-from extras.film import INK, PICTURE, Match, save_video, write
+from extras.film import INK, Episodes, Match, save_video, write
 from extras.image_dreams import dream_of_images
 from extras.tournament import compete
-from hockey_env import FPS, GREY, WHITE
+from hockey_env import GREY, WHITE
 from machine import quiet_console
-from opponents import find_agent, load
+from opponents import find_agent, load, of_another_world
 from utils import UserError, one_line
 
 BELOW = 24  # pixels below the picture for the keys
@@ -43,8 +46,8 @@ class Window:
 
     name = "you"
 
-    def __init__(self, player=None):
-        """`player`: 1 plays on the left, 2 on the right, None only watches.
+    def __init__(self, size, player=None):
+        """`size`: of the match; `player`: 1 plays on the left, 2 on the right, None only watches.
 
         Raises `UserError` if there is no screen to open a window on.
         """
@@ -53,7 +56,7 @@ class Window:
             pygame.display.init()
             if pygame.display.get_driver() == "offscreen":  # what SDL falls back on without a word
                 raise pygame.error("no display answers")
-            self.surface = pygame.display.set_mode((PICTURE[0], PICTURE[1] + BELOW))
+            self.surface = pygame.display.set_mode((size[0], size[1] + BELOW))
         except pygame.error as error:
             raise UserError(
                 f"No window can be opened here: {one_line(error)}; play.py watch ... --video"
@@ -75,12 +78,12 @@ class Window:
                 break
             self.surface.fill(WHITE)
             self.surface.blit(match.picture(), (0, 0))
-            middle, bottom = PICTURE[0] // 2, PICTURE[1]
+            middle, bottom = match.size[0] // 2, match.size[1]
             write(self.surface, self.help, 18, GREY, center=(middle, bottom + BELOW // 2 - 4))
             text = is_paused * "pause  " + is_slow * "slow motion"
             write(self.surface, text, 28, INK, center=(middle, bottom - 52))
             pygame.display.flip()
-            clock.tick(FPS * speed / (SLOW if is_slow else 1))
+            clock.tick(match.fps * speed / (SLOW if is_slow else 1))
 
     def reset(self):
         """Starts a game: nothing to forget."""
@@ -96,21 +99,27 @@ class Window:
 
 
 def watch(options):
-    """Shows or films games of two players."""
-    names = enumerate((options.agent, options.opponent))
-    players = [load(name, seed=options.seed + i, plan=True) for i, name in names]
-    match = Match(players, options.games, options.seed)
-    if options.video:
-        save_video(match, options.video, options.speed)
+    """Shows or films games of two players, or episodes of an agent of another world."""
+    if agent := of_another_world(options.agent):
+        if options.opponent:
+            raise UserError(f"{options.agent} plays {agent.config.environment}, against nobody.")
+        match = Episodes(agent, options.games, options.seed)
     else:
-        Window().show(match, options.speed)
+        names = enumerate((options.agent, options.opponent or "strong"))
+        players = [load(name, seed=options.seed + i, plan=True) for i, name in names]
+        match = Match(players, options.games, options.seed)
+    with contextlib.closing(match):
+        if options.video:
+            save_video(match, options.video, options.speed)
+        else:
+            Window(match.size).show(match, options.speed)
     print(match.outcome() + (f"  ({options.video})" if options.video else ""))
 
 
 def human(options):
     """Lets a person play against an agent or a bot."""
     opponent = load(options.opponent, seed=options.seed, plan=True)
-    window = Window(2 if options.right else 1)
+    window = Window(Match.size, 2 if options.right else 1)
     players = [opponent, window] if options.right else [window, opponent]
     match = Match(players, seed=options.seed)
     window.show(match)
@@ -136,7 +145,7 @@ def command_line():
         return command.add_argument
 
     add = add_command("watch", watch)
-    add("opponent", help="the same")
+    add("opponent", nargs="?", help="the same (default: strong)")
     add("--games", type=int, default=3)
     add("--video", metavar="PATH", help="film it: .mp4 or .gif, without a window")
     add("--speed", type=float, default=1.0, help="times real time")

@@ -65,9 +65,8 @@ def lambda_returns(rewards, discounts, values, return_lambda):
     (H, N) for the steps 0..H-1.
     """
     returns, following = [], values[-1]
-    for reward, discount, value in zip(
-        reversed(rewards), reversed(discounts), reversed(values), strict=True
-    ):
+    backwards = (numbers.flip(0) for numbers in (rewards, discounts, values))
+    for reward, discount, value in zip(*backwards, strict=True):
         following = reward + discount * ((1 - return_lambda) * value + return_lambda * following)
         returns.append(following)
     return torch.stack(returns[::-1])

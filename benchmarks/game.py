@@ -1,7 +1,11 @@
 """Measures the game's speed, and the ratio to the lab's `hockey` package if that is installed.
 
-Run `python benchmarks/game.py` from the repository's folder. Both games play in turns, so that a
-busy machine slows both; each number is the median over the repeats, in steps a second on one core.
+    python benchmarks/game.py
+
+Both games play in turns, so that a busy machine slows both; each number is the median over the
+repeats, in steps a second on one core.
+
+Exit status: 0 it is done.
 """
 
 import argparse
@@ -9,6 +13,7 @@ import importlib
 import statistics
 import sys
 import time
+from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +49,7 @@ def steps_per_second(module, players, steps):
 
 def main():
     """Prints one line for each kind of players."""
-    parser = argparse.ArgumentParser(description="Measures the speed of the game.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
     parser.add_argument("--steps", type=int, default=10_000, help="steps of one measurement")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each game")
     arguments = parser.parse_args()

@@ -1,8 +1,9 @@
-"""A match of two players to look at: its games one after the other, its picture, its video.
+"""A match of two players, or episodes of one, to look at: frame by frame, as pictures, as a video.
 
 It needs no screen; the window and the keyboard are in `play.py`.
 """
 
+import contextlib
 import itertools
 import os
 from pathlib import Path
@@ -15,17 +16,21 @@ import pygame
 from checkpoint import write_atomically
 from environments import make_environments, playable
 from hockey_env import BLUE, FPS, GREY, RED, VIEWPORT_H, VIEWPORT_W, WHITE, HockeyEnv
+from matches import LONGEST_EPISODE
 from opponents import AgentOpponent, ask, load
 from utils import UserError
 
 BOARD = 44  # pixels above the table for names and score
 PICTURE = (VIEWPORT_W, BOARD + VIEWPORT_H)
+SMALLEST = 300  # pixels: a world that draws itself smaller is enlarged to at least that
 AFTER_GAME = 40  # frames for which a game's end stays in sight
 INK = (60, 60, 60)
 
 
 class Match:
     """Games of two players at one table; who starts takes turns, the left player does first."""
+
+    size, fps = PICTURE, FPS
 
     def __init__(self, players, games=None, seed=0):
         """`players`: left, right, with `name`, `reset()`, `act(obs18)`; `games`: None: endless."""
@@ -78,6 +83,54 @@ class Match:
         left, right = self.players
         return f"{left.name} {self.score[0]} : {self.score[1]} {right.name}"
 
+    def close(self):
+        """There is nothing to let go of."""
+
+
+class Episodes:
+    """Episodes of an agent in a world of its own, which draws itself; to look at as a `Match`."""
+
+    def __init__(self, agent, games, seed=0):
+        """`games`: how many episodes. Raises `UserError` if the world can't draw itself."""
+        self.agent, self.games, self.seed = agent.player(), games, seed
+        self.worlds = make_environments(agent.config, 1, render_mode="rgb_array")
+        if "rgb_array" not in self.worlds.metadata.get("render_modes", ()):
+            raise UserError(f"{agent.config.environment} can't draw itself (rgb_array).")
+        self.fps = self.worlds.metadata.get("render_fps", FPS) / agent.config.wrappers.action_repeat
+        self.returns = []
+        self.worlds.reset(seed=seed)
+        self.size = self.picture().get_size()
+
+    def frames(self):
+        """Plays from the first episode on; yields whenever there is something new to see."""
+        self.returns.clear()
+        for game in range(self.games):
+            observation, _ = self.worlds.reset(seed=None if game else self.seed)
+            self.agent.reset()
+            self.returns.append(0.0)
+            yield
+            for _ in range(LONGEST_EPISODE):
+                action = playable(self.worlds, self.agent.act(observation, deterministic=True))
+                observation, reward, terminated, truncated, _ = self.worlds.step(action)
+                self.returns[-1] += reward[0]
+                yield
+                if terminated[0] or truncated[0]:
+                    break
+
+    def picture(self):
+        """Returns a pygame surface: the world as it draws itself."""
+        image = pygame.surfarray.make_surface(self.worlds.render()[0].swapaxes(0, 1))
+        return pygame.transform.scale_by(image, max(1, -(-SMALLEST // min(image.get_size()))))
+
+    def outcome(self):
+        """Returns the returns in words."""
+        returns = ", ".join(f"{value:.1f}" for value in self.returns)
+        return f"{self.agent.config.run} in {self.agent.config.environment}: return {returns}"
+
+    def close(self):
+        """Lets go of the world."""
+        self.worlds.close()
+
 
 def write(surface, text, size, colour, **place):
     """Draws a line of text; `place` as in `Surface.get_rect`, say center=(x, y)."""
@@ -104,12 +157,6 @@ def save_video(match, path, speed=1.0):
 
     Raises `UserError` as `check_recorder` and `write_atomically` do.
     """
-    pictures = (pygame.image.tobytes(match.picture(), "RGB") for _ in match.frames())
-    write_video(path, PICTURE, FPS * speed, pictures)
-
-
-def write_video(path, size, fps, pictures):
-    """Writes pictures, RGB bytes of this (width, height), as a video; see `save_video`."""
     recorder = check_recorder(path)
     if Path(path).suffix.lower() == ".mp4":
         every, how = 1, {"codec": "libx264", "quality": 7}
@@ -119,15 +166,15 @@ def write_video(path, size, fps, pictures):
         colours = "split[a][b];[a]palettegen=stats_mode=single:max_colors=64[p];[b][p]paletteuse"
         output = ["-lavfi", f"{colours}=new=1:dither=none", "-f", "gif"]
     how["ffmpeg_log_level"] = "error"  # not what it thinks of equal colours
-    how |= {"fps": fps / every, "macro_block_size": 2, "output_params": output}
+    how |= {"fps": match.fps * speed / every, "macro_block_size": 2, "output_params": output}
 
     def film(file):
         open(file, "wb").close()  # says what is wrong with a path better than ffmpeg
-        writer = recorder.write_frames(file, size, **how)
+        writer = recorder.write_frames(file, match.size, **how)
         writer.send(None)
         try:
-            for picture in itertools.islice(pictures, 0, None, every):
-                writer.send(picture)
+            for _ in itertools.islice(match.frames(), 0, None, every):
+                writer.send(pygame.image.tobytes(match.picture(), "RGB"))
         finally:
             writer.close()
 
@@ -136,26 +183,10 @@ def write_video(path, size, fps, pictures):
 
 def film_agent(agent, path, games=3, seed=0):
     """Saves a video of so many games against the strong bot; of one episode in other worlds."""
-    if agent.config.environment != "hockey":
-        return film_episode(agent, path, seed)
-    player = AgentOpponent(agent, 1, agent.config.run, deterministic=True)
-    save_video(Match((player, load("strong", seed=seed)), games, seed), path)
-
-
-def film_episode(agent, path, seed=0):
-    """Saves a video of one episode of the agent's environment, as that draws itself."""
-    environments = make_environments(agent.config, 1, render_mode="rgb_array")
-    observation, _ = environments.reset(seed=seed)
-    player, first = agent.player(), environments.render()[0]
-
-    def pictures(observation, over=False):
-        yield first.tobytes()
-        while not over:
-            action = playable(environments, player.act(observation, deterministic=True))
-            observation, _, terminated, truncated, _ = environments.step(action)
-            over = (terminated | truncated)[0]
-            yield environments.render()[0].tobytes()
-
-    fps = environments.metadata.get("render_fps", FPS) / agent.config.wrappers.action_repeat
-    write_video(path, first.shape[1::-1], fps, pictures(observation))
-    environments.close()
+    if agent.config.environment == "hockey":
+        player = AgentOpponent(agent, 1, agent.config.run, deterministic=True)
+        match = Match((player, load("strong", seed=seed)), games, seed)
+    else:
+        match = Episodes(agent, 1, seed)
+    with contextlib.closing(match):
+        save_video(match, path)

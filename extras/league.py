@@ -7,7 +7,6 @@ its action for its own frame skip. How a single match is played is left to `matc
 import html
 import re
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -15,10 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from checkpoint import check_writable
-from config import load_config
 from extras.plots import RESULTS, aligned, fill_template, table_markup
-from matches import play_games
-from opponents import BOTS, ask, called, find_player, load
+from matches import play_match
+from opponents import BOTS, called, find_player, load
 from utils import UserError
 
 NO_RATINGS = "There are no ratings without OpenSkill; it comes with: pip install openskill."
@@ -108,13 +106,11 @@ def play_league(players, games, seed=0, plan=False):
     players: name -> bot or path. Every pair starts from the same positions, so its games don't
     depend on who else takes part. `plan`: agents look ahead.
     """
-    settings = load_config("hockey.yml", ["hockey.frame_skip=1", "hockey.game=built-in"]).hockey
     played = {}
     for pair in tqdm(list(combinations(players, 2)), "pairs", leave=False, disable=None):
         one, two = (load(players[name], games, seed + i, plan=plan) for i, name in enumerate(pair))
         two.name = pair[1]
-        one.reset()  # the other one's games begin at the table
-        played[pair] = play_games(partial(ask, one, games=range(games)), two, games, settings, seed)
+        played[pair] = play_match(one, two, games, seed)
     return League(played, rate(played, seed))
 
 

@@ -50,7 +50,7 @@ def make_client(contestant):
     except ImportError:
         raise UserError(
             "The competition needs its own package, which is on no registry: pip install"
-            " 'comprl @ git+https://github.com/martius-lab/comprl.git#subdirectory=comprl'"
+            ' "comprl @ git+https://github.com/martius-lab/comprl.git#subdirectory=comprl"'
         ) from None
 
     class Client(Agent):

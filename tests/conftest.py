@@ -84,10 +84,11 @@ def same_seed_and_signals():
     """Every test starts with the same generators and leaves the signals as they were."""
     torch.manual_seed(0)
     np.random.seed(0)
-    names = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n)]
-    handlers = {name: signal.getsignal(name) for name in names}
+    names = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK")
+    known = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    handlers = {one: signal.getsignal(one) for one in known}
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-    for name, handler in handlers.items():
-        signal.signal(name, handler)
+    for one, handler in handlers.items():
+        signal.signal(one, handler)

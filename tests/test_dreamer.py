@@ -71,7 +71,8 @@ def learn(agent, batch):
 
 def states_of(agent, batch):
     """The posterior states (B, T, .) of a batch."""
-    return agent.world_model_loss(batch)[0]
+    noise = agent.rssm.posterior.noise(*batch["reward"].T.shape)
+    return agent.world_model_loss(batch, noise)[0]
 
 
 def flat(state):
@@ -131,6 +132,7 @@ def test_actor_and_critic_do_not_touch_each_other(make_agent, actor_gradient):
 @pytest.mark.parametrize("name", ["actor", "critic"])
 def test_the_slow_copies_follow_by_their_share(make_agent, name):
     agent = make_agent(**{f"slow_{name}": 0.25})
+    learn(agent, make_batch())
     before = weights(agent)
     learn(agent, make_batch())
     after = weights(agent)
@@ -370,7 +372,7 @@ def test_a_switch_is_turned_on_where_that_pays(make_agent):
 
 
 def test_a_switch_that_is_no_action_is_refused(make_agent):
-    with pytest.raises(UserError, match="switches: there are actions 0 to 3 only"):
+    with pytest.raises(UserError, match="switches: actions are 0 to 3"):
         make_agent(switches=[4])
 
 
@@ -379,9 +381,10 @@ def test_a_switch_named_twice_counts_once(make_agent):
     for switches in ([3], [3, 3]):
         agent = make_agent(switches=switches)
         torch.manual_seed(1)
-        learn(agent, make_batch())
+        for _ in range(2):
+            metrics = learn(agent, make_batch())
         after.append(weights(agent))
-    assert not changed(*after)
+    assert "behavior/actor_loss" in metrics and not changed(*after)
 
 
 def naive_replayed_return(agent, batch, values, game, t):
@@ -536,7 +539,8 @@ def test_layers_may_compute_in_bfloat16_but_no_distribution(make_agent, monkeypa
         return continue_logit(features)
 
     monkeypatch.setattr(agent, "continue_logit", watched)
-    learn(agent, make_batch())
+    for _ in range(2):
+        learn(agent, make_batch())
     assert layers == {getattr(torch, precision)}
     assert said == {torch.float32}
 
@@ -545,6 +549,7 @@ def test_layers_may_compute_in_bfloat16_but_no_distribution(make_agent, monkeypa
 def test_what_runs_beside_the_gradients_sees_weights_that_rest(make_agent, threads):
     torch.set_num_threads(threads)
     agent = make_agent()
+    learn(agent, make_batch())
     before, played = weights(agent), []
     with agent.update(make_batch()):
         for _ in range(5):
@@ -723,6 +728,7 @@ def test_training_goes_on_bit_for_bit(make_agent, tmp_path, actor_gradient):
     checkpoint.save(tmp_path / "state.safetensors", agent.state())
     other = make_agent(seed=9, actor_gradient=actor_gradient)
     other.restore(checkpoint.load(tmp_path / "state.safetensors")[0], 3)
+    agent.seen = None  # a checkpoint is a barrier
     for one in (agent, other):
         torch.manual_seed(3)
         for seed in range(3, 6):
@@ -731,6 +737,29 @@ def test_training_goes_on_bit_for_bit(make_agent, tmp_path, actor_gradient):
     assert left.keys() == right.keys() and not changed(left, right)
     assert sum(name.startswith("optimizer/") for name in left) > len(weights(agent))
     assert agent.gradient_steps == other.gradient_steps == 6
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimizer/0/exp_avg": torch.zeros(3)},
+        {"optimizer/1/exp_avg_sq": torch.zeros(1, 7)},
+        {"optimizer/2/step": torch.zeros(2)},
+        {"optimizer/0/exp_avg": None},
+        {"optimizer/0/step": None},
+        {"optimizer/0/other": torch.zeros(3)},
+        {"optimizer/9999/step": torch.zeros(())},
+        {"optimizer/x/step": torch.zeros(())},
+        {"optimizer/0": torch.zeros(())},
+    ],
+)
+def test_moments_of_other_parameters_are_refused(make_agent, change):
+    agent = make_agent()
+    learn(agent, make_batch())
+    wrong = {key: value for key, value in (agent.state() | change).items() if value is not None}
+    with pytest.raises((AttributeError, KeyError, TypeError, ValueError, RuntimeError)):
+        make_agent().restore(wrong, 1)  # what `Training.restore` makes a sentence of
+    make_agent().restore(agent.state(), 1)
 
 
 # ---------------------------------------------------------------------------- probes

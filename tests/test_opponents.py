@@ -1,6 +1,7 @@
 """Who stands on the other side: names, frame skip and memory of agents, shares of the pool."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,10 @@ import torch
 from conftest import make_config
 
 import checkpoint
+import main
+from config import find_config
 from dreamer import Dreamer
+from environments import make_environments
 from hockey_env import BasicOpponent
 from opponents import (
     IN_A_ROW,
@@ -279,6 +283,18 @@ def test_an_evaluation_asks_for_both_bots_and_three_former_selves(saved):
     assert pool.metrics(60) == {"pool/oldest": 40, "pool/middle": 20, "pool/newest": 10}
 
 
+def test_an_evaluation_meets_the_files_too_trained_against_or_not(saved):
+    rival = saved("rival")
+    pool = make_pool(weak=1, files=f"[random, {rival}]")
+    rivals = pool.rivals(4, seed=0)
+    assert list(rivals) == ["weak", "strong", "random", "rival"]
+    rival.unlink()
+    observations = np.zeros((4, 18), np.float32)
+    actions = [pool.rivals(4, seed=0)["rival"].act(observations) for _ in range(2)]
+    assert np.array_equal(*actions)  # the most likely ones, of a game of its own
+    assert {pool.choose().name for _ in range(20)} == {"weak"}
+
+
 def test_the_mix_adds_up_to_one():
     pool = make_pool(weak=1.0)
     assert pool.metrics(0) == {}
@@ -320,6 +336,46 @@ def test_a_start_makes_all_opponents_anew(saved):
         assert np.array_equal(first, other) == (name == "file"), name
 
 
+BOT = """
+class Bot:
+    def act(self, observation):
+        return [{}, 0, 0, 0]
+"""
+
+
+def test_a_start_reads_no_file(saved, tmp_path):
+    """So an agent that is replaced or gone, the run's own best say, changes nothing."""
+    path, code = tmp_path / "best.safetensors", tmp_path / "code.py"
+    path.write_bytes(saved("first").read_bytes())
+    code.write_text(BOT.format(0.5))
+    pool = make_pool(files=f"[{path},'{code}:Bot']", files_share=1.0)
+    found = []
+    for change in (None, lambda: path.write_bytes(saved("second").read_bytes()), path.unlink):
+        if change:
+            change()
+            code.unlink(missing_ok=True)
+        pool.start(1)
+        found.append([one.act(observations(4)) for one in pool.fixed.values()])
+        pool.state()
+    for now in found[1:]:
+        assert all(map(np.array_equal, now, found[0]))
+
+
+def test_a_file_that_has_changed_when_the_run_goes_on_is_said(saved, tmp_path, capsys):
+    path, code = tmp_path / "best.safetensors", tmp_path / "code.py"
+    keys = {"files": f"[{path},random,'{code}:Bot']", "files_share": 1.0}
+    state = {"snapshots": [], "played": {}, "results": {}}  # an older run's: without files
+    for number in range(3):
+        if number != 1:
+            path.write_bytes(saved(f"agent_{number}").read_bytes())
+            code.write_text(BOT.format(number / 2))
+        pool = make_pool(**keys)
+        pool.restore(state)
+        state = json.loads(json.dumps(pool.state()))
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.split()[0] for line in lines] == [str(path), f"{code}:Bot"] * (number == 2)
+
+
 def test_deleted_snapshots_are_written_again(saved, tmp_path):
     path = tmp_path / "snapshot_1.safetensors"
     path.write_bytes(saved("mine").read_bytes())
@@ -351,6 +407,25 @@ def test_find_agent(tmp_path, monkeypatch):
     assert find_agent("run") == Path("checkpoints/run/best.safetensors")
     with pytest.raises(UserError, match="'chmpion'.*checkpoints/ has champion, run"):
         find_agent("chmpion")
+
+
+def test_names_are_looked_up_here_then_beside_the_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path])
+    beside = Path(main.__file__).parent
+    assert find_agent("champion") == beside / "checkpoints/champion.safetensors"
+    assert find_config("pendulum") == find_config("pendulum.yml") == beside / "configs/pendulum.yml"
+    with pytest.raises(UserError, match="'chmpion'.*checkpoints/ has champion"):
+        find_agent("chmpion")
+    for path in (Path("checkpoints/champion.safetensors"), Path("configs/pendulum.yml")):
+        path.parent.mkdir()
+        path.touch()
+        assert path in (find_agent("champion"), find_config("pendulum"))
+    Path("my_world.py").write_text(
+        "from gymnasium.envs.classic_control import PendulumEnv\nclass World(PendulumEnv): pass"
+    )
+    config = make_config("cartpole.yml", environment="my_world:World")
+    make_environments(config, 1).close()
 
 
 def test_players_are_bots_or_files(saved):

@@ -81,6 +81,10 @@ def test_evaluate_and_the_league_take_it(capsys):
     agent = "checkpoints/tiny/latest.safetensors"
     assert evaluate.main([agent, "--against", "mine.py:MyBot", "--games", "4"]) == 0
     assert "MyBot: 4 games" in capsys.readouterr().out
+    assert evaluate.main("mine.py:MyBot --against random weak --games 4 --seed 2".split()) == 0
+    assert evaluate.main("random --against mine.py:MyBot --games 4".split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0].strip() for line in lines] == ["random", "weak", "MyBot"]
     Path("other").mkdir()
     Path("other/mine.py").write_text(GOOD)
     players = find_players(["mine.py:MyBot", "random", "other/mine.py:MyBot"])
@@ -173,7 +177,7 @@ def test_a_class_that_is_no_player_is_named(body, expected):
 @pytest.mark.parametrize("where", ["games", "match", "league", "tournament"])
 def test_what_fails_while_playing_is_named(where, body, expected):
     spec = own(body, f"bad_{where}")
-    with pytest.raises(UserError, match=f"The opponent 'Bot' .*{re.escape(expected)[:40]}"):
+    with pytest.raises(UserError, match=f"The player 'Bot' .*{re.escape(expected)[:40]}"):
         if where == "games":
             table = games_against(load(spec, 2))
             table.reset(seed=0)
@@ -194,8 +198,10 @@ def test_a_mistake_on_the_command_line_is_one_line(capsys):
     assert play.main(["watch", "weak", spec, "--video", "x.mp4"]) == 2
     assert play.main(["watch", "weak", "gone.py:Bot"]) == 2
     assert evaluate.main(["--league", "weak", spec]) == 2
+    assert evaluate.main([spec]) == 2
+    assert evaluate.main(["gone.py:Bot"]) == 2
     assert main.command_line(["run=x", "opponents.files=[gone.py:Bot]"]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 4
+    assert len(capsys.readouterr().err.splitlines()) == 6
 
 
 # ---------------------------------------------------------------------------- names

@@ -21,6 +21,7 @@ from torch.distributions import (
 from dreamer import Dreamer
 
 SETTINGS = {"bins": 21, "free_nats": 0.1, "critic_imagination": 0.3, "critic_replay": 0.7}
+SETTINGS |= {"slow_actor": 0, "slow_critic": 0}  # they stay apart from what they follow
 PARTS = ("world_model", "actor", "critic")
 
 
@@ -34,8 +35,8 @@ def make_agent(config, discrete=False):
     return agent
 
 
-def of_the_step(agent, batch):
-    """part -> (loss, gradients) as `update` computes them."""
+def of_the_step(agent, *batches):
+    """part -> (loss, gradients) as `update` computes them for the last of these batches."""
     found, backward = {}, agent._backward
 
     def watch(part, loss):
@@ -44,8 +45,9 @@ def of_the_step(agent, batch):
         found[part] = (loss.detach(), gradients)
 
     agent._backward = watch
-    with agent.update(batch):
-        pass
+    for batch in batches:
+        with agent.update(batch):
+            pass
     return found
 
 
@@ -240,10 +242,10 @@ def plain_critic(agent, *sources):
     return total
 
 
-def plainly(agent, batch):
-    """part -> (loss, gradients), without `update`."""
-    losses = {}
-    losses["world_model"], states = plain_world_model(agent, batch)
+def plainly(agent, batch, following):
+    """part -> (loss, gradients), without `update`: behavior is learned from the batch before."""
+    losses, (_, states) = {}, plain_world_model(agent, batch)
+    losses["world_model"], _ = plain_world_model(agent, following)
     starts = [part.flatten(0, 1) for part in states]
     alive = (1 - batch["is_terminal"]).flatten()
     losses["actor"], imagined = plain_actor(agent, *starts, alive)
@@ -267,13 +269,13 @@ def test_the_step_is_the_plain_computation(
     }
     config = small_config(**{f"dreamer__{key}": v for key, v in settings.items()})
     agent = make_agent(config, discrete)
-    batch = make_batch(batch_size=6, length=7)
-    batch["is_own"][2] = 0
+    batches = [make_batch(batch_size=6, length=7, seed=seed) for seed in (0, 1)]
+    batches[0]["is_own"][2] = 0
     torch.manual_seed(5)
-    expected = plainly(agent, batch)
+    expected = plainly(agent, *batches)
     agent.return_scale.fill_(2.0)
     torch.manual_seed(5)
-    found = of_the_step(agent, batch)
+    found = of_the_step(agent, *batches)
     for part in PARTS:
         (loss, gradients), (right, slopes) = found[part], expected[part]
         assert loss.item() == pytest.approx(right.item(), rel=1e-5), part

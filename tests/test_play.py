@@ -11,6 +11,7 @@ from conftest import make_config
 import hockey_env
 import play
 from dreamer import Dreamer
+from environments import make_environments, sizes_of
 from extras import film
 from opponents import load
 
@@ -149,6 +150,56 @@ def test_an_agent_in_memory_is_filmed_against_the_strong_bot(champion, short_gam
     assert ffmpeg.count_frames_and_secs("videos/first.mp4")[0] == 22 + film.AFTER_GAME
 
 
+# ---------------------------------------------------------------------------- other worlds
+
+
+@pytest.fixture(params=["pendulum.yml", "cartpole.yml"])
+def elsewhere(request):
+    """The name of a world; checkpoints/elsewhere.safetensors plays there, three steps a time."""
+    overrides = {"wrappers__time_limit": 3, "dreamer__observation_scale": "[]"}
+    config = make_config(request.param, **overrides, run="elsewhere")
+    worlds = make_environments(config, 1)
+    sizes, discrete = sizes_of(worlds)
+    worlds.close()
+    Dreamer(config, *sizes, discrete=discrete).save("checkpoints/elsewhere.safetensors")
+    return config.environment
+
+
+def test_an_agent_of_another_world_is_watched(screen, elsewhere, capsys):
+    keyboard = screen({2: [pygame.K_r]})
+    assert play.main(["watch", "elsewhere", "--games", "2"]) == 0
+    assert keyboard.rates == (1 + 2 * 4) * [50 if elsewhere == "CartPole-v1" else 30]
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"elsewhere in {elsewhere}: return ") and printed.count(".") == 2
+    assert f"plays {elsewhere}, against nobody" in refused(capsys, "watch", "elsewhere", "weak")
+    assert "not trained for hockey" in refused(capsys, "watch", "weak", "elsewhere")
+    assert "not trained for hockey" in refused(capsys, "human", "elsewhere")
+
+
+def test_an_agent_of_another_world_is_filmed(elsewhere):
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    assert play.main("watch elsewhere --games 2 --video film.mp4".split()) == 0
+    about = next(ffmpeg.read_frames("film.mp4"))
+    assert about["fps"] == (50 if elsewhere == "CartPole-v1" else 30)
+    assert ffmpeg.count_frames_and_secs("film.mp4")[0] == 2 * 4
+
+
+def test_a_film_ends_whatever_the_world_does(elsewhere, monkeypatch):
+    monkeypatch.setattr(film, "LONGEST_EPISODE", 2)
+    agent = Dreamer.load("checkpoints/elsewhere.safetensors")
+    match = film.Episodes(agent, 1)
+    assert len(list(match.frames())) == 3
+    match.close()
+
+
+def test_a_world_that_draws_itself_small_is_enlarged(elsewhere):
+    match = film.Episodes(Dreamer.load("checkpoints/elsewhere.safetensors"), 1)
+    match.worlds.render = lambda: (np.arange(60, dtype=np.uint8).reshape(4, 5, 3),)
+    picture = pygame.surfarray.array3d(match.picture())
+    assert picture.shape == (375, 300, 3) and (picture[74, 74] == [0, 1, 2]).all()
+    assert (picture[75, 0] == [3, 4, 5]).all() and (picture[0, 75] == [15, 16, 17]).all()
+
+
 # ---------------------------------------------------------------------------- the window
 
 
@@ -157,13 +208,15 @@ def test_watching_ends_with_the_games(screen, champion, short_games, capsys):
     assert play.main(["watch", "champion", "strong", "--games", "1", "--speed", "2"]) == 0
     assert rates == (22 + film.AFTER_GAME) * [100]
     assert capsys.readouterr().out.startswith("champion 0 : ")
+    assert play.main(["watch", "champion", "--games", "1"]) == 0
+    assert capsys.readouterr().out.endswith("strong\n")
 
 
 def test_the_keys_of_the_window(screen, monkeypatch):
     slow, pause = [pygame.K_m], [pygame.K_p]
     plan = {10: slow, 15: slow, 20: [pygame.K_r], 30: pause, 40: pause, 45: [pygame.QUIT]}
     keyboard, times = screen(plan), []
-    window, idler = play.Window(), Idler()
+    window, idler = play.Window(film.PICTURE), Idler()
     match = film.Match([idler, Idler()], games=9)
     real = match.picture
 
@@ -196,7 +249,8 @@ def test_a_person_plays_on_either_side(side, screen, monkeypatch, capsys):
 
 
 def test_a_short_press_counts(screen):
-    keyboard, window = screen({1: [pygame.K_SPACE, -pygame.K_SPACE, pygame.K_LEFT]}), play.Window(1)
+    keyboard = screen({1: [pygame.K_SPACE, -pygame.K_SPACE, pygame.K_LEFT]})
+    window = play.Window(film.PICTURE, 1)
     keyboard.get_events()
     assert window.act(None).tolist() == [-1, 0, 0, 1]
     keyboard.get_events()
@@ -205,7 +259,7 @@ def test_a_short_press_counts(screen):
 
 def test_the_keys_are_shown(screen):
     screen({2: [pygame.QUIT]})
-    window = play.Window(1)
+    window = play.Window(film.PICTURE, 1)
     window.show(film.Match([window, Idler()]))
     below = pygame.surfarray.array3d(window.surface)[:, film.PICTURE[1] :]
     inked = (below < 250).any((1, 2)).nonzero()[0]

@@ -4,7 +4,6 @@ import contextlib
 import os
 import pickle
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -30,6 +29,7 @@ from environments import Collector
 from machine import Stop
 from utils import UserError, check_finite, one_line
 
+resource = pytest.importorskip("resource", reason="needs POSIX signals and limits")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*precision lowered")]
 
 LONG = {
