@@ -22,7 +22,7 @@ from environments import make_environments
 from extras.league import report
 from extras.plots import read_runs, write_comparison_page
 from machine import quiet_console
-from matches import evaluate_return, play_match
+from matches import episode_returns, play_match
 from opponents import BOTS, load, of_another_world
 from utils import UserError
 
@@ -36,7 +36,10 @@ def evaluate(options):
             raise UserError(f"{options.player} plays {name}: --against has nobody there.")
         worlds = make_environments(agent.config, games)
         act = partial(agent.player().act, deterministic=True, plan=options.plan)
-        print(f"{name}: {games} episodes, mean return {evaluate_return(act, worlds, seed):.1f}")
+        returns = episode_returns(act, worlds, seed)
+        mean, margin = returns.mean(), 1.96 * returns.std() / games**0.5
+        interval = f"[{mean - margin:.1f}, {mean + margin:.1f}]"
+        print(f"{name}: {games} episodes, mean return {mean:.1f} {interval}")
         return
     for name in options.against or BOTS[:2]:
         player = load(options.player, games, seed + 1, plan=options.plan)

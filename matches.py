@@ -117,8 +117,8 @@ def play_match(one, two, games, seed=0):
     return play_games(partial(ask, one, games=range(games)), two, games, settings, seed)
 
 
-def evaluate_return(act, environments, seed=0):
-    """Returns the mean return of one episode in each of a Gymnasium vector environment.
+def episode_returns(act, environments, seed=0):
+    """Returns the returns (n,) of one episode in each of a Gymnasium vector environment.
 
     `act`: observations (n, O) -> actions (n, A), asked once per step. It closes the environments.
     An episode that does not end counts up to `LONGEST_EPISODE`, which is said.
@@ -138,7 +138,7 @@ def evaluate_return(act, environments, seed=0):
                 f"{running.sum()} of {len(running)} evaluation episodes did not end within"
                 f" {LONGEST_EPISODE:,} steps; their returns are those so far"
             )
-    return float(total.mean())
+    return total
 
 
 def evaluate(agent, config, pool, stop):
@@ -161,7 +161,7 @@ def evaluate(agent, config, pool, stop):
 
     if pool is None:
         episodes = make_environments(config, games)
-        score = evaluate_return(fresh_player(), episodes, seed)
+        score = float(episode_returns(fresh_player(), episodes, seed).mean())
         return {"evaluation/return": score}, score, {"return": f"{score:.1f}"}
     metrics, scores, shown = {}, [], {}
     for name, rival in pool.rivals(games, seed).items():

@@ -99,7 +99,7 @@ def test_actions_are_members_of_any_finite_box(data):
     assert (env.action(-np.ones(size)) == low).all() and (env.action(np.ones(size)) == high).all()
 
 
-def test_a_strict_environment_trains_and_is_closed_and_its_agent_is_evaluated(capsys):
+def test_a_strict_environment_trains_and_is_closed_and_its_agent_is_evaluated(capsys, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing that the user can do nothing about
         assert train() == 0
@@ -107,7 +107,10 @@ def test_a_strict_environment_trains_and_is_closed_and_its_agent_is_evaluated(ca
     agent = str(STATE.with_name("latest.safetensors"))
     capsys.readouterr()
     assert evaluate.main([agent, "--games", "3"]) == 0
-    assert capsys.readouterr().out == "Strict-v0: 3 episodes, mean return 5.0\n"
+    assert capsys.readouterr().out == "Strict-v0: 3 episodes, mean return 5.0 [5.0, 5.0]\n"
+    monkeypatch.setattr(evaluate, "episode_returns", lambda *_: np.array([0.0, 2.0, 4.0]))
+    assert evaluate.main([agent, "--games", "3"]) == 0
+    assert "mean return 2.0 [0.2, 3.8]\n" in capsys.readouterr().out  # 1.96 * sqrt(8/3) / sqrt(3)
     assert evaluate.main([agent, "--against", "weak"]) == 2
     assert "--against has nobody there" in capsys.readouterr().err
 
@@ -184,7 +187,8 @@ def test_an_evaluation_ends_whatever_the_environment_does(register, monkeypatch,
     register(length=-1)
     monkeypatch.setattr(matches, "LONGEST_EPISODE", 30)
     worlds = make_environments(config(), 3)
-    assert matches.evaluate_return(lambda rows: np.zeros((len(rows), 4), np.float32), worlds) == 30
+    returns = matches.episode_returns(lambda rows: np.zeros((len(rows), 4), np.float32), worlds)
+    assert returns.tolist() == [30, 30, 30]
     assert Strict.closed == Strict.opened == 3
     said = "3 of 3 evaluation episodes did not end within 30 steps; their returns are those so far"
     assert capsys.readouterr().err.strip() == said

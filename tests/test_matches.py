@@ -12,7 +12,7 @@ import matches
 from dreamer import Dreamer
 from environments import make_environments
 from machine import Stop, Stopped
-from matches import Result, evaluate, evaluate_return, play_games, wilson_interval
+from matches import Result, episode_returns, evaluate, play_games, wilson_interval
 from opponents import OpponentPool, load
 
 HOCKEY = make_config(hockey__frame_skip=4).hockey
@@ -125,7 +125,7 @@ def test_the_return_of_any_other_environment():
             self.is_closed = True
 
     episodes = Episodes()
-    assert evaluate_return(lambda rows: np.zeros((3, 4)), episodes) == 3.0
+    assert episode_returns(lambda rows: np.zeros((3, 4)), episodes).tolist() == [2, 3, 4]
     assert episodes.is_closed
 
 
