@@ -17,7 +17,7 @@ import torch
 from dreamer import Dreamer
 from environments import make_environments
 from extras.league import report
-from extras.plots import read_runs, write_comparison_page
+from extras.plots import compared, read_runs, write_comparison_page
 from machine import quiet_console
 from matches import evaluate_return, play_games
 from opponents import BOTS, AgentOpponent, called, find_agent, load
@@ -75,7 +75,7 @@ def main(arguments=None):
             report(options.league, options.games or 100, options.seed, page, options.plan)
         else:
             page = options.page or "plots/compare.html"
-            write_comparison_page(read_runs(options.compare), page)
+            write_comparison_page(compared(read_runs(options.compare)), page)
             print(f"The page: {page}")
     except UserError as error:
         print(f"evaluate.py: {error}", file=sys.stderr)

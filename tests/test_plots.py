@@ -10,7 +10,15 @@ import pandas as pd
 import pytest
 
 from evaluate import main
-from extras.plots import AXES, extremes, focus, read_runs, write_comparison_page, write_page
+from extras.plots import (
+    AXES,
+    compared,
+    extremes,
+    focus,
+    read_runs,
+    write_comparison_page,
+    write_page,
+)
 from matches import wilson_interval
 from utils import UserError
 
@@ -151,7 +159,7 @@ def write_run(path, wins, games=200, steps=(1000, 2000, 3000)):
 
 def compare(paths, folder, *more):
     """The page of several runs, the data packed into it, and its only panel's lines."""
-    write_comparison_page(read_runs(paths), folder / "all.html", *more)
+    write_comparison_page(compared(read_runs(paths)), folder / "all.html", *more)
     page, data = read_page(folder / "all.html")
     (panel,) = data["groups"]["evaluation"]
     return page, data, panel["traces"]
