@@ -6,24 +6,29 @@ and logging the numbers, and deciding when to draw them again, are left to other
 """
 
 import base64
+import contextlib
 import functools
 import gzip
 import html
 import json
 import re
+import subprocess
 import time
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from string import Template
 
 import numpy as np
 import pandas as pd
+from omegaconf import OmegaConf
 from plotly.offline import get_plotlyjs
 
 from checkpoint import write_atomically
+from config import changes, load_config
 from matches import wilson_interval
 from utils import UserError, one_line
 
+COLUMNS = Path(__file__).resolve().parent.parent / "docs" / "columns.md"
 AXES = ("gradient_steps", "environment_steps", "minutes")
 # A line is told by its colour (seven, apart also for the colour-blind), its dashes and its markers.
 COLORS = "#2f7ed8 #e0703a #5aaf9a #851ded #6e5235 #f04c75 #91467e".split()
@@ -210,9 +215,28 @@ def focus(data):
     return {"range": [low - margin, high + margin]} if is_clipped else {}
 
 
+@functools.cache
+def documented():
+    """Returns pattern of a column -> (unit, what it is, what is healthy), of docs/columns.md."""
+    rows = re.findall(r"^\| `(.+)` \| (.+?) \| (.+?) \|(.*)\|$", COLUMNS.read_text("utf-8"), re.M)
+    return {
+        re.sub("<.+?>", ".+", re.escape(name)): (unit, text, healthy.strip())
+        for name, unit, text, healthy in rows
+    }
+
+
+def meaning(column):
+    """Returns what is known of a column, as a tooltip."""
+    for name, (unit, text, healthy) in documented().items():
+        if re.fullmatch(name, column):
+            return f"{column} [{unit}]: {text}" + (f"\nhealthy: {healthy}" if healthy else "")
+    return column
+
+
 def panel(title, columns, traces, note="", wide=False, **yaxis):
     """Returns what the page draws in one frame; columns: of the CSV."""
     parts = {"title": title.replace("_", " "), "note": note, "wide": wide}
+    parts["help"] = "\n".join(map(meaning, columns))
     return parts | {"columns": list(columns), "traces": traces, "yaxis": yaxis}
 
 
@@ -245,7 +269,33 @@ def curves_panel(frame, title, metrics):
     return panel(title, metrics.values(), traces, note, **focus(data))
 
 
-def write_page(csv_path, html_path):
+@functools.cache
+def commit():
+    """Returns the commit of this code, as far as it is known."""
+    command = [
+        "git",
+        "-C",
+        COLUMNS.parent,
+        "describe",
+        "--always",
+        "--exclude=*",
+        "--dirty=, changed",
+    ]
+    with contextlib.suppress(OSError):
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+    return "unknown"
+
+
+def origin(config):
+    """Returns a run, its seed, and how its config differs from the complete one, as HTML."""
+    ours = OmegaConf.to_container(config)
+    different = changes(OmegaConf.to_container(load_config("hockey.yml")), ours)
+    keys = [f"{key}={new}" for key, _, new in different if key not in ("run", "seed")]
+    text = f"run {config.run}, seed {config.seed}; hockey.yml {'with ' if keys else ''}"
+    return f"<br><small>{html.escape(text + ', '.join(keys))}</small>"
+
+
+def write_page(csv_path, html_path, config=None):
     """Writes the page of a run's CSV file: its metrics `group/name` by group."""
     frame, groups = read_metrics(csv_path), {group: [] for group in FIRST}
     for opponent in opponents(frame):
@@ -257,6 +307,7 @@ def write_page(csv_path, html_path):
             wins = shown["note"].split(" (")[0]
             parts.append(f"{html.escape(shown['title'])} <b>{wins}</b>")
         text = " · ".join(parts)
+    text += origin(config) if config else ""
     drawn = [column for shown in groups["evaluation"] for column in shown["columns"]]
     shared = {}  # (group, title) -> name -> column
     for column in frame.columns.drop([*AXES, *drawn]):
@@ -345,6 +396,46 @@ def write_comparison_page(points, html_path, title="comparison", table=()):
     write_curves(html_path, title, text, points, AXES[::-1], groups, lines, table)
 
 
+def write_figure(points, path, axis="environment_steps"):
+    """Writes what `compared` returned as a figure for a report: .svg, .pdf or .png.
+
+    Raises `UserError` if Matplotlib, which draws it, is missing or does not know such a file.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("--out needs: pip install matplotlib") from None
+    panels = comparison_panels(points)
+    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+        for before, line in pairwise([None, *panel["traces"]]):
+            x, y, color = points[axis][line["rows"]], line["y"], line["line"]["color"]
+            if "fill" in line:
+                axes.fill_between(x, before["y"], y, color=color, alpha=0.2, linewidth=0)
+            elif line["name"]:
+                style = dict(zip(DASHES, ("-", "--", ":", "-."), strict=True))[line["line"]["dash"]]
+                marker = dict(zip(SYMBOLS, "osDx*", strict=True))[line["marker"]["symbol"]]
+                looks = {"linestyle": style, "marker": marker if "markers" in line["mode"] else ""}
+                label = line["name"] if line["kind"] != "raw" else None
+                opacity, width = line.get("opacity", 1), 0.8 * line["line"]["width"]
+                looks |= {"linewidth": width, "markersize": 3 * width}
+                axes.plot(x, y, color=color, alpha=opacity, label=label, **looks)
+        axes.set(title=panel["title"], xlabel=axis.replace("_", " "))
+        axes.grid(alpha=0.3)
+        if panel["yaxis"]:
+            axes.set_ylim(panel["yaxis"]["range"])
+            axes.yaxis.set_major_formatter("{x:.0%}")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+
+    def write(file):
+        figure.savefig(file, format=Path(path).suffix[1:] or "svg")
+
+    try:
+        write_atomically(path, write)
+    except ValueError as error:
+        raise UserError(f"{path}: {one_line(error)}.") from None
+
+
 def write_curves(path, title, text, frame, axes, groups, lines, table=()):
     """Writes a page of curves over one of these columns (axes) of a frame, the first at first.
 
@@ -393,7 +484,7 @@ def fill_template(html_path, data, template="page.html", **parts):
     """
     page = Template((Path(__file__).parent / template).read_text("utf-8")).substitute(
         parts,
-        time=time.strftime("%Y-%m-%d %H:%M"),
+        time=f"{time.strftime('%Y-%m-%d %H:%M')} by the code of commit {commit()}",
         data=packed(json.dumps(data, separators=(",", ":"))),
         plotly=packed_plotly() if data else "",
     )
