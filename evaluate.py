@@ -17,7 +17,14 @@ import torch
 from dreamer import Dreamer
 from environments import make_environments
 from extras.league import report
-from extras.plots import compared, read_runs, write_comparison_page, write_figure
+from extras.plots import (
+    aligned,
+    compared,
+    final_table,
+    read_runs,
+    write_comparison_page,
+    write_figure,
+)
 from machine import quiet_console
 from matches import evaluate_return, play_games
 from opponents import BOTS, AgentOpponent, called, find_agent, load
@@ -77,8 +84,9 @@ def main(arguments=None):
         else:
             page = options.page or "plots/compare.html"
             points = compared(read_runs(options.compare))
-            write_comparison_page(points, page)
-            print(f"The page: {page}")
+            table = final_table(points)
+            write_comparison_page(points, page, table=table)
+            print(f"{aligned(table)}\nThe page: {page}")
             if options.out:
                 write_figure(points, options.out)
                 print(f"The figure: {options.out}")

@@ -150,12 +150,12 @@ def follow(runs, parallel, stop):
     return STOPPED if STOPPED in ended or waiting else 2 * any(ended)
 
 
-def report(runs, name):
-    """Prints and draws what the runs have come to."""
+def report(runs, name, about):
+    """Prints and draws what the runs have come to; `about`: the page's first line."""
     found = [(run.label, run.config.seed, read_evaluations(run.files.csv)) for run in runs]
     points = compared(found)
     table, page = final_table(points), Path("plots") / f"{name}.html"
-    write_comparison_page(points, page, name, table)
+    write_comparison_page(points, page, name, table, about)
     print(f"{aligned(table)}\npage: {page}")
 
 
@@ -182,7 +182,7 @@ def main(arguments=None):
         status = follow(missing, options.parallel or 1, stop)
         done = [run for run in runs if run.is_done()]
         if done and status != STOPPED:
-            report(done, name)
+            report(done, name, " ".join([options.config, *options.overrides]))
     except UserError as error:
         print(f"sweep.py: {error}", file=sys.stderr)
         return 2

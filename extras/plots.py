@@ -357,10 +357,11 @@ def final_table(points):
         for _, each in shown.groupby("column", sort=False):
             seeds = each.groupby("name", as_index=False)
             whole = seeds.agg(kept | {"value": "mean", "games": "sum"})
-            end = mean_over_seeds(each).iloc[-1]
-            whole = mean_over_seeds(whole.assign(gradient_steps=0)).iloc[0]
-            cells += [in_words(end), in_words(whole)]
-        cells += [f"{end.gradient_steps:,.0f}", f"{end.minutes:.1f}"]
+            whole["gradient_steps"] = each["gradient_steps"].max()
+            whole = mean_over_seeds(whole).iloc[0]
+            ends = map(in_words, mean_over_seeds(each).tail(1).itertuples())
+            cells += [next(ends, "no step in common"), in_words(whole)]
+        cells += [f"{whole.gradient_steps:,.0f}", f"{whole.minutes:.1f}"]
         rows.append([label, str(shown["name"].nunique()), *cells])
     return rows
 
@@ -378,11 +379,11 @@ def comparison_panels(points):
     return panels
 
 
-def write_comparison_page(points, html_path, title="comparison", table=()):
+def write_comparison_page(points, html_path, title="comparison", table=(), about=""):
     """Writes a page of the results of several runs, as `compared` returns them, side by side.
 
     Runs of one label are seeds of one experiment and share a colour: their mean is drawn too.
-    `table` (rows of texts, the first one is the head) stands below the curves.
+    `table` (rows of texts, the first one is the head) stands below the curves, `about` above.
     """
     games = points["games"][points["kind"] != "smoothed"]
     fewest, most = games.min(), games.max()
@@ -392,6 +393,7 @@ def write_comparison_page(points, html_path, title="comparison", table=()):
     lines = lines if (points["kind"] == "smoothed").any() else {}
     if lines:
         text += " A mean's band is the 95% t-interval over its seeds: wide if they are few."
+    text = f"{html.escape(about)}<br>{text}" if about else text
     groups = {"evaluation": comparison_panels(points)}
     write_curves(html_path, title, text, points, AXES[::-1], groups, lines, table)
 

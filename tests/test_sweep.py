@@ -64,7 +64,7 @@ def fake(small, monkeypatch):
     monkeypatch.setattr(sweep, "MAIN", small / "fake.py")
     monkeypatch.setattr(sweep.Run, "is_done", lambda run: Path(run.name).exists())
     reported = []
-    monkeypatch.setattr(sweep, "report", lambda runs, name: reported.append((len(runs), name)))
+    monkeypatch.setattr(sweep, "report", lambda runs, *names: reported.append((len(runs), *names)))
     return reported
 
 
@@ -77,7 +77,7 @@ def names(*more, config="small.yml"):
     plans = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep.Run, "is_done", lambda run: plans.append(run) or True)
-        patch.setattr(sweep, "report", lambda runs, name: None)
+        patch.setattr(sweep, "report", lambda *_: None)
         assert command(*more, config=config) == 0
     return {run.name: run for run in plans}
 
@@ -148,7 +148,7 @@ def test_a_failure_is_told_and_the_others_go_on(fake, capsys):
     assert command("--seeds", 7, 0, 1, "--parallel", 2) == 2
     assert "small_seed7: main.py: the device is gone. (" in capsys.readouterr().out
     assert sorted(started()) == ["small_seed0", "small_seed1", "small_seed7"]
-    assert fake == [(2, "small_seeds")]
+    assert fake == [(2, "small_seeds", "small.yml")]
     assert command("--seeds", 0, 1) == 0 and len(started()) == 3  # both are done
 
 
