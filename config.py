@@ -158,14 +158,17 @@ def convert_one(where, text, kind, allowed):
     return value
 
 
-def print_changes(before, after):
-    """Prints each key of two nested dicts whose value differs, as "seed: 1 -> 2"."""
+def changes(before, after, prefix=""):
+    """Yields (key, old, new) for each key of two nested dicts whose value differs."""
     for key in sorted(before | after):
         old, new = before.get(key, "nothing"), after.get(key, "nothing")
         if isinstance(old, dict) and isinstance(new, dict):
-            print_changes(
-                {f"{key}.{inner}": value for inner, value in old.items()},
-                {f"{key}.{inner}": value for inner, value in new.items()},
-            )
+            yield from changes(old, new, f"{prefix}{key}.")
         elif old != new and key not in ("resume", "overwrite"):
-            print(f"{key}: {old} -> {new}")
+            yield f"{prefix}{key}", old, new
+
+
+def print_changes(before, after):
+    """Prints what `changes`, as "seed: 1 -> 2"."""
+    for key, old, new in changes(before, after):
+        print(f"{key}: {old} -> {new}")

@@ -3,7 +3,7 @@
 python evaluate.py checkpoints/hockey/best.safetensors --against weak strong --games 200
 python evaluate.py mine.py:MyBot
 python evaluate.py --league checkpoints/a.safetensors checkpoints/b.safetensors weak strong
-python evaluate.py --compare metrics/a_seed0.csv metrics/a_seed1.csv metrics/b_seed0.csv
+python evaluate.py --compare metrics/a_seed0.csv metrics/a_seed1.csv metrics/b.csv --out wins.svg
 
 Exit status: 0 it is done, 2 something to mend (one sentence says what).
 """
@@ -20,7 +20,14 @@ import torch
 
 from environments import make_environments
 from extras.league import report
-from extras.plots import read_runs, write_comparison_page
+from extras.plots import (
+    aligned,
+    compared,
+    final_table,
+    read_runs,
+    write_comparison_page,
+    write_figure,
+)
 from machine import quiet_console
 from matches import episode_returns, play_match
 from opponents import BOTS, load, of_another_world
@@ -55,6 +62,7 @@ def main(arguments=None):
     parser.add_argument("--league", nargs="*", metavar="PLAYER", help="instead: a round robin")
     parser.add_argument("--compare", nargs="+", metavar="CSV", help="instead: draw runs together")
     parser.add_argument("--page", help="of the league or comparison (default: plots/<which>.html)")
+    parser.add_argument("--out", help="of the comparison: a figure as well, .svg, .pdf or .png")
     parser.add_argument("--games", type=int, help="per opponent (200) or pair of the league (100)")
     parser.add_argument("--plan", action="store_true", help="agents look ahead before each action")
     parser.add_argument("--seed", type=int, default=0, help="of games and opponents")
@@ -77,8 +85,13 @@ def main(arguments=None):
             report(options.league, options.games or 100, options.seed, page, options.plan)
         else:
             page = options.page or "plots/compare.html"
-            write_comparison_page(read_runs(options.compare), page)
-            print(f"The page: {page}")
+            points = compared(read_runs(options.compare))
+            table = final_table(points)
+            write_comparison_page(points, page, table=table)
+            print(f"{aligned(table)}\nThe page: {page}")
+            if options.out:
+                write_figure(points, options.out)
+                print(f"The figure: {options.out}")
     except UserError as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2

@@ -172,7 +172,7 @@ class Training:
         """Draws the page of the CSV anew, if there is one and nobody holds the page."""
         if self.files.csv.exists():
             with checkpoint.next_time():
-                write_page(self.files.csv, self.files.page)
+                write_page(self.files.csv, self.files.page, self.config)
 
     def save_agent(self, name):
         """Saves the agent alone, ready to play, as checkpoints/<run>/<name>.safetensors."""

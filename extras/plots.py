@@ -6,27 +6,35 @@ and logging the numbers, and deciding when to draw them again, are left to other
 """
 
 import base64
+import contextlib
 import functools
 import gzip
 import html
 import json
 import re
+import subprocess
 import time
-from itertools import cycle, zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from string import Template
 
 import numpy as np
 import pandas as pd
+from omegaconf import OmegaConf
 from plotly.offline import get_plotlyjs
 
 from checkpoint import write_atomically
+from config import changes, load_config
 from matches import wilson_interval
 from utils import UserError, one_line
 
+COLUMNS = Path(__file__).resolve().parent.parent / "docs" / "columns.md"
 AXES = ("gradient_steps", "environment_steps", "minutes")
-COLORS = "#2f7ed8 #e0703a #3a9d6e #a05fc0 #c9a227 #d1495b #3fa7b5 #8a7763 #d477a8 #7d8694".split()
+# A line is told by its colour (seven, apart also for the colour-blind), its dashes and its markers.
+COLORS = "#2f7ed8 #e0703a #5aaf9a #851ded #6e5235 #f04c75 #91467e".split()
+DASHES, SYMBOLS = ("solid", "dash", "dot", "dashdot"), ("circle", "square", "diamond", "x", "star")
 RESULTS = {"wins": "#2f7ed8", "draws": "#8f959c", "losses": "#e0703a"}
+FORMER = ("oldest", "middle", "newest")  # former selves: others in every run, at every evaluation
 # Metrics of equal scale which are read against each other: title of their panel -> columns.
 SHARED = {
     "KL": "world_model/(kl_.*|free_nats)",
@@ -52,7 +60,7 @@ def read_metrics(csv_path):
 
 
 def read_evaluations(csv_path):
-    """Returns the rows with evaluations: axes, evaluation/<opponent>/wins and .../games.
+    """Returns the rows with evaluations: axes, `measures`, and games where they are wins.
 
     Raises `UserError` if the file is missing, unreadable or has none.
     """
@@ -62,12 +70,12 @@ def read_evaluations(csv_path):
         frame = read_metrics(csv_path)
     except (OSError, ValueError) as error:
         raise UserError(f"{csv_path} can't be read as a CSV: {one_line(error)}") from None
-    wins = [f"evaluation/{name}/wins" for name in opponents(frame)]
-    if not wins or not set(AXES) <= set(frame.columns) or frame[wins].isna().all(axis=None):
-        raise UserError(f"{csv_path} holds no evaluations of games won.")
-    games = [f"evaluation/{name}/games" for name in opponents(frame)]
-    frame[wins] = frame[wins].round(6)  # logged with 7 digits: 90% must not read 89.99999%
-    return frame[[*AXES, *wins, *games]].dropna(subset=wins, how="all").reset_index(drop=True)
+    columns = measures(frame)
+    if not columns or not set(AXES) <= set(frame.columns) or frame[columns].isna().all(axis=None):
+        raise UserError(f"{csv_path} holds no evaluations.")
+    frame[columns] = frame[columns].round(6)  # logged with 7 digits: 90% must not read 89.99999%
+    games = frame.columns.intersection([games_of(column) for column in columns])
+    return frame[[*AXES, *columns, *games]].dropna(subset=columns, how="all").reset_index(drop=True)
 
 
 def read_runs(csv_paths):
@@ -98,29 +106,63 @@ def opponents(frame):
     return [name[1] for name in named if name and f"evaluation/{name[1]}/games" in frame]
 
 
-def results_against(frame, opponent):
-    """Returns axes, wins, games, maybe draws and losses; low and high: 95% Wilson interval."""
-    names = {f"evaluation/{opponent}/{value}": value for value in (*RESULTS, "games")}
-    points = frame[[*AXES, *frame.columns.intersection(list(names))]].rename(columns=names).dropna()
-    low, high = wilson_interval(points["wins"], points["games"])
+def measures(frame):
+    """Returns the columns by which runs are compared: wins against who is the same, the return."""
+    wins = [f"evaluation/{name}/wins" for name in opponents(frame) if name not in FORMER]
+    return wins + [column for column in ("evaluation/return",) if column in frame]
+
+
+def games_of(column):
+    """Returns the column with the games behind a column of wins."""
+    return column.removesuffix("wins") + "games"
+
+
+def titled(column):
+    """Returns a measure in words."""
+    *_, opponent, kind = column.split("/")
+    return f"wins against {opponent}" if kind == "wins" else kind
+
+
+def results(frame, column):
+    """Returns axes, value and games (0 if it is no share of them), low and high of a measure.
+
+    Low and high are the 95% Wilson interval of wins.
+    """
+    games = frame.get(games_of(column), 0)
+    points = frame[list(AXES)].assign(value=frame[column], games=games).dropna()
+    low = high = points["value"]
+    if (points["games"] > 0).all():
+        low, high = wilson_interval(points["value"], points["games"])
     return points.assign(low=low, high=high)
 
 
 def mean_over_seeds(points):
     """Returns the mean results of runs that differ by seed, at gradient steps all have reached.
 
-    The interval is Student's over the seeds, at 95%, and never narrower than that of all games.
+    The interval is Student's over the seeds, at 95%, and that of wins never narrower than that of
+    all their games.
     """
-    columns = ["environment_steps", "minutes", "wins", "games"]
+    columns = ["environment_steps", "minutes", "value", "games"]
     each = points.pivot_table(columns, "gradient_steps", "name")
     each = each.interpolate("index", limit_area="inside").dropna()
-    seeds, mean = each["wins"].shape[1], each.T.groupby(level=0).mean().T
+    seeds, mean = each["value"].shape[1], each.T.groupby(level=0).mean().T.reset_index()
     mean["games"] *= seeds
-    margin = STUDENT[min(seeds - 2, len(STUDENT) - 1)] * each["wins"].std(axis=1) / seeds**0.5
-    low, high = wilson_interval(mean["wins"], mean["games"])
-    mean["low"] = np.minimum(low, mean["wins"] - margin).clip(0)
-    mean["high"] = np.maximum(high, mean["wins"] + margin).clip(upper=1)
-    return mean.reset_index().assign(name=f"{points['label'].iloc[0]}, mean of {seeds} seeds")
+    margin = STUDENT[min(seeds - 2, len(STUDENT) - 1)] * each["value"].std(axis=1) / seeds**0.5
+    margin = margin.fillna(0).to_numpy()  # of a single seed
+    mean = results(mean.rename(columns={"value": "wins"}), "wins")
+    mean["low"] = np.minimum(mean["low"], mean["value"] - margin)
+    mean["high"] = np.maximum(mean["high"], mean["value"] + margin)
+    if (mean["games"] > 0).all():
+        mean["low"], mean["high"] = mean["low"].clip(0), mean["high"].clip(upper=1)
+    return mean.assign(name=f"{points['label'].iloc[0]}, mean of {seeds} seeds")
+
+
+def in_words(point):
+    """Returns a result with its interval, if it has one."""
+    if point.games:
+        return f"{point.value:.1%} ({point.low:.1%} to {point.high:.1%}, {point.games:.0f} games)"
+    interval = f" ({point.low:.4g} to {point.high:.4g})" if point.high > point.low else ""
+    return f"{point.value:.4g}{interval}"
 
 
 def extremes(values, points=1000):
@@ -130,10 +172,11 @@ def extremes(values, points=1000):
     return values.loc[np.union1d(stretches.idxmin(), stretches.idxmax())]
 
 
-def trace(values, name, kind, color, width=2.5, **style):
+def trace(values, name, kind, color, width=2.5, look=0, **style):
     """Returns a Plotly line, with row numbers of the CSV for x: the page looks up the axis.
 
-    `kind`: "raw" and "smoothed" lines can be switched off, "fixed" ones can't.
+    `kind`: "raw" and "smoothed" lines can be switched off, "fixed" ones can't. `look`: a number
+    for dashes and markers.
     """
     return {
         "name": name.replace("_", " "),
@@ -141,26 +184,22 @@ def trace(values, name, kind, color, width=2.5, **style):
         "rows": values.index.tolist(),
         "y": [float(f"{value:.5g}") for value in values],
         "mode": "lines+markers" if len(values) < 30 and width else "lines",
-        "line": {"width": width, "color": color},
-        "marker": {"size": 2 + 1.5 * width},
+        "line": {"width": width, "color": color, "dash": DASHES[look % len(DASHES)]},
+        "marker": {"size": 2 + 1.5 * width, "symbol": SYMBOLS[look % len(SYMBOLS)]},
         **style,
     }
 
 
-def wins_lines(points, name, kind, color, group):
-    """Returns wins as a line, bold in the band of their intervals, or pale if its kind is "raw"."""
-    wins, low, high = points["wins"], points["low"], points["high"]
-    style = {"legendgroup": group, "hovertemplate": "%{text}"}
-    style["text"] = [
-        f"{row.wins:.1%} ({row.low:.1%} to {row.high:.1%}, {row.games:.0f} games)"
-        for row in points.itertuples()
-    ]
+def result_lines(points, name, kind, color, group, look=0):
+    """Returns results as a line, bold in the band of intervals, or pale if its kind is "raw"."""
+    style = {"legendgroup": group, "hovertemplate": "%{text}", "look": look}
+    style["text"] = [in_words(point) for point in points.itertuples()]
     if kind == "raw":
-        return [trace(wins, name, kind, color, 1, opacity=0.5, **style)]
+        return [trace(points["value"], name, kind, color, 1, opacity=0.5, **style)]
     edge = {"legendgroup": group, "showlegend": False, "hoverinfo": "skip"}
     fill = {"fill": "tonexty", "fillcolor": color + "33"}
-    band = [trace(low, "", kind, color, 0, **edge), trace(high, "", kind, color, 0, **edge, **fill)]
-    return [*band, trace(wins, name, kind, color, **style)]
+    low, high = (trace(points[end], "", kind, color, 0, **edge) for end in ("low", "high"))
+    return [low, high | fill, trace(points["value"], name, kind, color, **style)]
 
 
 def focus(data):
@@ -176,20 +215,40 @@ def focus(data):
     return {"range": [low - margin, high + margin]} if is_clipped else {}
 
 
+@functools.cache
+def documented():
+    """Returns pattern of a column -> (unit, what it is, what is healthy), of docs/columns.md."""
+    rows = re.findall(r"^\| `(.+)` \| (.+?) \| (.+?) \|(.*)\|$", COLUMNS.read_text("utf-8"), re.M)
+    return {
+        re.sub("<.+?>", ".+", re.escape(name)): (unit, text, healthy.strip())
+        for name, unit, text, healthy in rows
+    }
+
+
+def meaning(column):
+    """Returns what is known of a column, as a tooltip."""
+    for name, (unit, text, healthy) in documented().items():
+        if re.fullmatch(name, column):
+            return f"{column} [{unit}]: {text}" + (f"\nhealthy: {healthy}" if healthy else "")
+    return column
+
+
 def panel(title, columns, traces, note="", wide=False, **yaxis):
     """Returns what the page draws in one frame; columns: of the CSV."""
     parts = {"title": title.replace("_", " "), "note": note, "wide": wide}
+    parts["help"] = "\n".join(map(meaning, columns))
     return parts | {"columns": list(columns), "traces": traces, "yaxis": yaxis}
 
 
 def evaluation_panel(frame, opponent):
     """Returns the panel of wins, draws and losses against an opponent."""
-    points = results_against(frame, opponent)
-    traces = wins_lines(points, "wins", "fixed", RESULTS["wins"], "wins")
+    columns = [f"evaluation/{opponent}/{name}" for name in (*RESULTS, "games")]
+    columns = [column for column in columns if column in frame]
+    traces = result_lines(results(frame, columns[0]), "wins", "fixed", RESULTS["wins"], "wins")
     note = "".join(f"wins {text}" for text in traces[-1]["text"][-1:])
-    for name in [name for name in ("draws", "losses") if name in points]:
-        traces.append(trace(points[name], name, "fixed", RESULTS[name], 1.5))
-    columns = [f"evaluation/{opponent}/{name}" for name in (*RESULTS, "games") if name in points]
+    for look, column in enumerate(columns[1:-1], 1):
+        name = column.split("/")[-1]
+        traces.append(trace(frame[column].dropna(), name, "fixed", RESULTS[name], 1.5, look))
     return panel(f"against {opponent}", columns, traces, note, wide=True, **SHARES)
 
 
@@ -199,18 +258,44 @@ def curves_panel(frame, title, metrics):
     The newest value of a single metric is its note.
     """
     data, traces, note = frame[list(metrics.values())], [], ""
-    for (name, column), color in zip(metrics.items(), cycle(COLORS), strict=False):
-        values, color = data[column].dropna(), RESULTS.get(name, color)
+    for look, (name, column) in enumerate(metrics.items()):
+        values, color = data[column].dropna(), RESULTS.get(name, COLORS[look % len(COLORS)])
         smooth = values.ewm(span=max(5, 0.03 * len(values))).mean()  # over the last 3%, at least 5
         raw = {"legendgroup": name, "opacity": 0.35}
         traces.append(trace(extremes(values), f"{name} (raw)", "raw", color, 1, **raw))
-        traces.append(trace(extremes(smooth), name, "smoothed", color, legendgroup=name))
+        traces.append(trace(extremes(smooth), name, "smoothed", color, 2.5, look, legendgroup=name))
         if len(metrics) == 1 and len(values):
             note = f"{values.iloc[-1]:.4g}"
     return panel(title, metrics.values(), traces, note, **focus(data))
 
 
-def write_page(csv_path, html_path):
+@functools.cache
+def commit():
+    """Returns the commit of this code, as far as it is known."""
+    command = [
+        "git",
+        "-C",
+        COLUMNS.parent,
+        "describe",
+        "--always",
+        "--exclude=*",
+        "--dirty=, changed",
+    ]
+    with contextlib.suppress(OSError):
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+    return "unknown"
+
+
+def origin(config):
+    """Returns a run, its seed, and how its config differs from the complete one, as HTML."""
+    ours = OmegaConf.to_container(config)
+    different = changes(OmegaConf.to_container(load_config("hockey.yml")), ours)
+    keys = [f"{key}={new}" for key, _, new in different if key not in ("run", "seed")]
+    text = f"run {config.run}, seed {config.seed}; hockey.yml {'with ' if keys else ''}"
+    return f"<br><small>{html.escape(text + ', '.join(keys))}</small>"
+
+
+def write_page(csv_path, html_path, config=None):
     """Writes the page of a run's CSV file: its metrics `group/name` by group."""
     frame, groups = read_metrics(csv_path), {group: [] for group in FIRST}
     for opponent in opponents(frame):
@@ -222,6 +307,7 @@ def write_page(csv_path, html_path):
             wins = shown["note"].split(" (")[0]
             parts.append(f"{html.escape(shown['title'])} <b>{wins}</b>")
         text = " · ".join(parts)
+    text += origin(config) if config else ""
     drawn = [column for shown in groups["evaluation"] for column in shown["columns"]]
     shared = {}  # (group, title) -> name -> column
     for column in frame.columns.drop([*AXES, *drawn]):
@@ -234,41 +320,122 @@ def write_page(csv_path, html_path):
     write_curves(html_path, Path(csv_path).stem, text, frame, AXES, groups, lines)
 
 
-def write_comparison_page(runs, html_path, title="comparison", table=()):
-    """Writes a page of the wins of several runs (label, seed, evaluations) side by side.
+def compared(runs):
+    """Returns the results of runs (label, seed, evaluations) and their means over seeds, as points.
 
-    Runs of one label are seeds of one experiment and share a colour: their mean is drawn too.
-    `table` (rows of texts, the first one is the head) stands below the curves.
+    They are of the `measures` that all of the runs have; of each label with several seeds there is
+    a mean, of kind "smoothed". Raises `UserError` if there is nothing to compare by.
     """
     labels, parts = [label for label, _, _ in runs], []
+    common = [column for column in measures(runs[0][2]) if all(column in run[2] for run in runs)]
+    if not common:
+        raise UserError("These runs were not evaluated alike: against no common opponent.")
     for label, seed, frame in runs:
         whose = {"label": label, "name": run_name(label, seed)}
         whose["kind"] = "raw" if labels.count(label) > 1 else "fixed"
-        for name in opponents(frame):
-            parts.append(results_against(frame, name).assign(opponent=name, **whose))
+        parts += [results(frame, column).assign(column=column, **whose) for column in common]
     points = pd.concat(parts)
-    fewest, most = points["games"].min(), points["games"].max()
-    text = f"<b>{fewest:.0f}</b> " + (f"to <b>{most:.0f}</b> " if most > fewest else "")
-    text += "games per point; bands are 95% Wilson intervals."
     means = [
-        mean_over_seeds(seeds).assign(opponent=opponent, label=label, kind="smoothed")
-        for (opponent, label), seeds in points.groupby(["opponent", "label"], sort=False)
+        mean_over_seeds(seeds).assign(column=column, label=label, kind="smoothed")
+        for (column, label), seeds in points.groupby(["column", "label"], sort=False)
         if seeds["name"].nunique() > 1
     ]
-    if means:
-        text += " A mean's band is the 95% t-interval over its seeds: wide if they are few."
-    points = pd.concat([points, *means], ignore_index=True)
-    colors = dict(zip(dict.fromkeys(labels), cycle(COLORS), strict=False))
-    panels = []
-    for opponent, shown in points.groupby("opponent", sort=False):
+    return pd.concat([points, *means], ignore_index=True)
+
+
+def final_table(points):
+    """Returns rows of texts, the first one the head: how far each label of `compared` has come.
+
+    That is its last evaluation, over its seeds; and the mean of all of its evaluations, which tells
+    how soon it got there.
+    """
+    columns = list(points["column"].unique())
+    heads = [head for column in columns for head in (titled(column), "mean of the whole run")]
+    rows = [["", "seeds", *heads, "gradient steps", "minutes"]]
+    for label, shown in points[points["kind"] != "smoothed"].groupby("label", sort=False):
+        cells, kept = [], dict.fromkeys(("label", "environment_steps", "minutes"), "last")
+        for _, each in shown.groupby("column", sort=False):
+            seeds = each.groupby("name", as_index=False)
+            whole = seeds.agg(kept | {"value": "mean", "games": "sum"})
+            whole["gradient_steps"] = each["gradient_steps"].max()
+            whole = mean_over_seeds(whole).iloc[0]
+            ends = map(in_words, mean_over_seeds(each).tail(1).itertuples())
+            cells += [next(ends, "no step in common"), in_words(whole)]
+        cells += [f"{whole.gradient_steps:,.0f}", f"{whole.minutes:.1f}"]
+        rows.append([label, str(shown["name"].nunique()), *cells])
+    return rows
+
+
+def comparison_panels(points):
+    """Returns a panel for each measure of `compared`: a line for each label, or for its mean."""
+    looks, panels = list(points["label"].unique()), []
+    for column, shown in points.groupby("column", sort=False):
         traces = []
         for (label, name, kind), line in shown.groupby(["label", "name", "kind"], sort=False):
-            traces += wins_lines(line, name, kind, colors[label], label)
-        column = f"evaluation/{opponent}/wins"
-        panels.append(panel(f"wins against {opponent}", [column], traces, wide=True, **SHARES))
-    lines = {"raw": "each seed", "smoothed": "mean over seeds"} if means else {}
-    groups = {"evaluation": panels}
+            look = looks.index(label)
+            traces += result_lines(line, name, kind, COLORS[look % len(COLORS)], label, look)
+        scale = SHARES if column.endswith("/wins") else {}
+        panels.append(panel(titled(column), [column], traces, wide=True, **scale))
+    return panels
+
+
+def write_comparison_page(points, html_path, title="comparison", table=(), about=""):
+    """Writes a page of the results of several runs, as `compared` returns them, side by side.
+
+    Runs of one label are seeds of one experiment and share a colour: their mean is drawn too.
+    `table` (rows of texts, the first one is the head) stands below the curves, `about` above.
+    """
+    games = points["games"][points["kind"] != "smoothed"]
+    fewest, most = games.min(), games.max()
+    text = f"<b>{fewest:.0f}</b> " + (f"to <b>{most:.0f}</b> " if most > fewest else "")
+    text = text + "games per point; bands are 95% Wilson intervals." if fewest else ""
+    lines = {"raw": "each seed", "smoothed": "mean over seeds"}
+    lines = lines if (points["kind"] == "smoothed").any() else {}
+    if lines:
+        text += " A mean's band is the 95% t-interval over its seeds: wide if they are few."
+    text = f"{html.escape(about)}<br>{text}" if about else text
+    groups = {"evaluation": comparison_panels(points)}
     write_curves(html_path, title, text, points, AXES[::-1], groups, lines, table)
+
+
+def write_figure(points, path, axis="environment_steps"):
+    """Writes what `compared` returned as a figure for a report: .svg, .pdf or .png.
+
+    Raises `UserError` if Matplotlib, which draws it, is missing or does not know such a file.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("--out needs: pip install matplotlib") from None
+    panels = comparison_panels(points)
+    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+        for before, line in pairwise([None, *panel["traces"]]):
+            x, y, color = points[axis][line["rows"]], line["y"], line["line"]["color"]
+            if "fill" in line:
+                axes.fill_between(x, before["y"], y, color=color, alpha=0.2, linewidth=0)
+            elif line["name"]:
+                style = dict(zip(DASHES, ("-", "--", ":", "-."), strict=True))[line["line"]["dash"]]
+                marker = dict(zip(SYMBOLS, "osDx*", strict=True))[line["marker"]["symbol"]]
+                looks = {"linestyle": style, "marker": marker if "markers" in line["mode"] else ""}
+                label = line["name"] if line["kind"] != "raw" else None
+                opacity, width = line.get("opacity", 1), 0.8 * line["line"]["width"]
+                looks |= {"linewidth": width, "markersize": 3 * width}
+                axes.plot(x, y, color=color, alpha=opacity, label=label, **looks)
+        axes.set(title=panel["title"], xlabel=axis.replace("_", " "))
+        axes.grid(alpha=0.3)
+        if panel["yaxis"]:
+            axes.set_ylim(panel["yaxis"]["range"])
+            axes.yaxis.set_major_formatter("{x:.0%}")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+
+    def write(file):
+        figure.savefig(file, format=Path(path).suffix[1:] or "svg")
+
+    try:
+        write_atomically(path, write)
+    except ValueError as error:
+        raise UserError(f"{path}: {one_line(error)}.") from None
 
 
 def write_curves(path, title, text, frame, axes, groups, lines, table=()):
@@ -319,7 +486,7 @@ def fill_template(html_path, data, template="page.html", **parts):
     """
     page = Template((Path(__file__).parent / template).read_text("utf-8")).substitute(
         parts,
-        time=time.strftime("%Y-%m-%d %H:%M"),
+        time=f"{time.strftime('%Y-%m-%d %H:%M')} by the code of commit {commit()}",
         data=packed(json.dumps(data, separators=(",", ":"))),
         plotly=packed_plotly() if data else "",
     )

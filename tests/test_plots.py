@@ -4,16 +4,32 @@ import base64
 import gzip
 import json
 import re
+from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import make_config
 
 from evaluate import main
-from extras.plots import AXES, extremes, focus, read_runs, write_comparison_page, write_page
+from extras.plots import (
+    AXES,
+    COLORS,
+    commit,
+    compared,
+    documented,
+    extremes,
+    final_table,
+    focus,
+    read_runs,
+    write_comparison_page,
+    write_page,
+)
 from matches import wilson_interval
 from utils import UserError
 
+ROOT = Path(__file__).parent.parent
 METRICS = (
     "world_model/loss world_model/kl_dynamics world_model/free_nats behavior/std train/wins "
     "evaluation/weak/wins evaluation/weak/draws evaluation/weak/losses evaluation/weak/games "
@@ -77,6 +93,30 @@ def test_what_belongs_together_is_drawn_together(tmp_path):
     assert titles["evaluation"] == ["against weak", "<new>/wins", "seconds"]
     assert titles["world model"] == ["loss", "KL"] and titles["other"] == ["lonely"]
     assert titles["opponents"] == ["share of games"]
+
+
+def test_the_page_tells_what_made_it_and_what_its_columns_mean(tmp_path):
+    log(20).to_csv(tmp_path / "run.csv", index=False)
+    config = make_config("pendulum.yml", run="other", seed=7, dreamer__horizon=9)
+    write_page(tmp_path / "run.csv", tmp_path / "run.html", config)
+    page, data = read_page(tmp_path / "run.html")
+    (origin,) = re.findall("<small>(run other.*?)</small>", page)
+    assert "seed 7; hockey.yml with" in origin and "dreamer.horizon=9," in origin
+    assert "environment=Pendulum-v1" in origin and "dreamer.gamma" not in origin
+    assert f"by the code of commit {commit()}" in page
+    help = {panel["title"]: panel["help"] for group in data["groups"].values() for panel in group}
+    unit, text, healthy = documented()["world_model/free_nats"]
+    assert f"world_model/free_nats [{unit}]: {text}" in help["KL"] and healthy == ""
+    assert "healthy: " in help["std"] and help["lonely"] == "lonely"
+
+
+def test_every_column_of_real_runs_is_documented_once():
+    columns = list(pd.read_csv(ROOT / "metrics" / "champion.csv").columns)
+    columns += ["evaluation/return", "behavior/sureness", "evaluation/<new>/wins"]
+    for column in columns:
+        assert len([name for name in documented() if re.fullmatch(name, column)]) == 1, column
+    for name in documented():
+        assert any(re.fullmatch(name, column) for column in columns), name
 
 
 def test_an_evaluation_shows_its_interval(tmp_path):
@@ -151,7 +191,7 @@ def write_run(path, wins, games=200, steps=(1000, 2000, 3000)):
 
 def compare(paths, folder, *more):
     """The page of several runs, the data packed into it, and its only panel's lines."""
-    write_comparison_page(read_runs(paths), folder / "all.html", *more)
+    write_comparison_page(compared(read_runs(paths)), folder / "all.html", *more)
     page, data = read_page(folder / "all.html")
     (panel,) = data["groups"]["evaluation"]
     return page, data, panel["traces"]
@@ -193,6 +233,88 @@ def test_a_mean_ends_where_the_first_of_its_runs_does(tmp_path):
     _, data, lines = compare(paths, tmp_path)
     steps = [data["axes"]["gradient_steps"][row] for row in lines[-1]["rows"]]
     assert steps == [1500, 2000, 2500] and lines[-1]["y"] == pytest.approx([0.25, 0.3, 0.35])
+
+
+def lab(color):
+    """A colour #rrggbb as CIELAB, of what a red-blind and a green-blind eye see, and as it is."""
+    share = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    eyes = [  # Machado, Oliveira, Fernandes 2009
+        [
+            [0.152286, 1.052583, -0.204868],
+            [0.114503, 0.786281, 0.099216],
+            [-0.0039, -0.0481, 1.052],
+        ],
+        [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.0118, 0.0429, 0.9689],
+        ],
+        np.eye(3),
+    ]
+    white = np.array([0.9505, 1, 1.089])
+    xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    x, y, z = np.cbrt((np.array(xyz) @ np.clip(eyes @ linear, 0.001, 1).T) / white[:, None])
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)  # (3 eyes, 3)
+
+
+def test_lines_are_told_apart_by_every_eye_and_without_colour(tmp_path):
+    for one, other in combinations(COLORS, 2):
+        assert (np.linalg.norm(lab(one) - lab(other), axis=-1) > 15).all(), (one, other)
+    assert np.linalg.norm(lab("#2f7ed8") - lab("#a05fc0"), axis=-1)[0] < 10  # a pair of before
+    paths = [write_run(tmp_path / f"{name}.csv", 0.5) for name in "abcdefghij"]
+    lines = [line for line in compare(paths, tmp_path)[2] if line["name"]]
+    looks = [(line["line"]["color"], line["line"]["dash"]) for line in lines]
+    assert len(set(looks)) == 10 and len({line["marker"]["symbol"] for line in lines[:5]}) == 5
+    assert len({dash for _, dash in looks[:4]}) == 4
+
+
+def test_only_who_is_the_same_in_all_runs_is_compared(tmp_path):
+    paths = [write_run(tmp_path / f"{name}.csv", 0.5) for name in "ab"]
+    for path, names in zip(paths, (("strong", "oldest"), ("oldest", "newest")), strict=True):
+        frame = pd.read_csv(path)
+        for name in names:
+            frame[f"evaluation/{name}/wins"], frame[f"evaluation/{name}/games"] = 0.5, 40
+        frame.to_csv(path, index=False)
+    points = compared(read_runs(paths))
+    assert list(points["column"].unique()) == ["evaluation/weak/wins"]
+    frame.drop(columns="evaluation/weak/wins").assign(**{"evaluation/return": 1}).to_csv(
+        paths[0], index=False
+    )
+    with pytest.raises(UserError, match="no common opponent"):
+        compared(read_runs(paths))
+
+
+def test_returns_have_a_t_interval_over_seeds_and_a_table(tmp_path):
+    for seed, last in enumerate((100, 200, 300)):
+        frame = pd.DataFrame(dict.fromkeys(AXES, [1, 2]))
+        frame["evaluation/return"] = [0, last]
+        frame.to_csv(tmp_path / f"a_seed{seed}.csv", index=False)
+    frame.to_csv(tmp_path / "b.csv", index=False)
+    paths = [tmp_path / f"{name}.csv" for name in ("a_seed0", "a_seed1", "a_seed2", "b")]
+    page, _, lines = compare(paths, tmp_path)
+    margin = 4.30 * 100 / 3**0.5
+    ends = [f"{200 + sign * margin:.4g}" for sign in (-1, 1)]
+    assert (
+        f"200 ({' to '.join(ends)})" in lines[-1]["text"] and "games" not in page.split("<h1>")[0]
+    )
+    half = [f"{100 + sign * margin / 2:.4g}" for sign in (-1, 1)]
+    assert final_table(compared(read_runs(paths))) == [
+        ["", "seeds", "return", "mean of the whole run", "gradient steps", "minutes"],
+        ["a", "3", f"200 ({' to '.join(ends)})", f"100 ({' to '.join(half)})", "2", "2.0"],
+        ["b", "1", "300", "150", "2", "2.0"],
+    ]
+
+
+def test_a_comparison_is_a_figure_for_a_report_too(seeds, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    command = ["--compare", *map(str, seeds), "--page", str(tmp_path / "page.html"), "--out"]
+    assert main([*command, str(tmp_path / "new" / "wins.svg")]) == 0
+    figure = (tmp_path / "new" / "wins.svg").read_text()
+    assert "<svg" in figure and figure.count(COLORS[0]) >= 4 and "mean of 3 seeds" in figure
+    assert main([*command, str(tmp_path / "wins.xyz")]) == 2
+    error = capsys.readouterr().err
+    assert "wins.xyz" in error and error.count("\n") == 1 and not list(tmp_path.glob("*wins*"))
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
