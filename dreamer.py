@@ -50,6 +50,7 @@ SHAPES = (
 PLAYED = (*SHAPES, "unimix", "discount")
 WHERE_IT_PLAYS = ("run", "environment", "environment_kwargs", "vectorization", "wrappers", "hockey")
 SWITCH_ON = 0.5  # an action of `switches` is on above it, else off
+RETURN_LAMBDA = 0.95  # of the lambda-return, as in all three papers
 RETURN_SCALE_DECAY = 0.99  # per gradient step, of the running 5%..95% range of the returns
 LONGEST_GRADIENTS = 0.9  # longer gradients of imagined actions shrink to this quantile of them
 GRADIENT_CLIP = 100.0  # largest gradient norm of each of the three parts
@@ -160,28 +161,20 @@ class Dreamer(nn.Module):
         """The best of several first actions from n states, judged in imagination -> (n, A).
 
         Candidates are the policy's mode and samples. Each is followed by modes of the policy, in
-        several futures; its worth is the mean of their rewards and of the value where they end.
-        All candidates meet the same noise, so that luck decides nothing between them. Random
-        shooting with a policy prior, as in TD-MPC (Hansen et al., arXiv 2203.04955), one decision
-        deep.
+        several futures; its worth is the mean of their lambda-returns. All candidates meet the same
+        noise, so that luck decides nothing between them. Random shooting with a policy prior, as in
+        TD-MPC (Hansen et al., arXiv 2203.04955), one decision deep.
         """
-        games = len(state[0])
-        actor = self.slow_actor
+        games, actor = len(state[0]), self.slow_actor
         samples = actor.sample(policy, actor.noise(candidates - 1, games))
         samples = torch.cat([actor.sample(policy).unsqueeze(0), samples])
         first = actor.action(samples)  # (candidates, n, A)
         state = [part.repeat(candidates, futures, 1) for part in state]  # (., futures * n, .)
-        action, worth, discount = first.repeat(1, futures, 1), 0.0, 1.0
+        noise = [(None, latent) for latent in self.rssm.prior.noise(horizon, futures * games)]
         with self.autocast():
-            for noise in self.rssm.prior.noise(horizon, futures * games):
-                state, _ = self.rssm.step(state, action, noise=noise)
-                feature = self.rssm.features(state)
-                worth = worth + discount * self.reward.mean(self.reward(feature))
-                going_on = torch.sigmoid(self.continue_logit(feature))
-                discount = discount * self.settings.discount * going_on
-                action = actor.action(actor.sample(actor(feature)))
-            worth = worth + discount * self.slow_critic.mean(self.slow_critic(feature))
-        best = worth.unflatten(1, (futures, games)).mean(1).argmax(0)  # (n,)
+            states, *_ = self.imagine(state, noise, actor, lambda _: first.repeat(1, futures, 1))
+            returns, *_ = self.imagined_returns(states)
+        best = returns[0].unflatten(1, (futures, games)).mean(1).argmax(0)  # (n,)
         return first[best, torch.arange(games, device=self.device)]
 
     def player(self):
@@ -317,24 +310,24 @@ class Dreamer(nn.Module):
             starts = [part[chosen] for part in starts]
         return starts[:-1], starts[-1]
 
-    def imagine(self, state, noise, flip=None):
+    def imagine(self, state, noise, actor, first=None):
         """Trajectories from states (N, .) by the policy and the prior.
 
         s_0 --actor--> a_0 --prior--> s_1 --actor--> a_1 --prior--> s_2 ... s_H
 
-        noise: H pairs of random numbers, for the action and for the latent; `flip`: number
-        of a switch that is turned the other way at the first decision (without gradient only).
+        noise: H pairs of random numbers, for the action (None: its mean or mode) and for the
+        latent; `first`: turns the first decision into another one (without gradient only).
         Returns features (H+1, N, F) and, as lists over H, policies and their samples (N, A).
         """
-        through_dynamics = self.settings.actor_gradient == "dynamics" and torch.is_grad_enabled()
+        through_dynamics = torch.is_grad_enabled() and self.settings.actor_gradient == "dynamics"
         layers = torch.bfloat16 if self.in_bfloat16 else torch.float32  # cast once for all of them
         features, policies, samples = [self.rssm.features(state).to(layers)], [], []
         for t, (action_noise, latent_noise) in enumerate(noise):
-            policies.append(self.actor(features[-1]))
-            samples.append(self.actor.sample(policies[-1], action_noise))
-            action = self.actor.action(samples[-1])
-            if flip is not None and t == 0:  # to where nobody doubts whether it is on
-                action[:, flip] = torch.where(action[:, flip] > SWITCH_ON, -0.9, 0.9)
+            policies.append(actor(features[-1]))
+            samples.append(actor.sample(policies[-1], action_noise))
+            action = actor.action(samples[-1])
+            if first and t == 0:
+                action = first(action)
             if through_dynamics:  # a few chaotic trajectories would drown all others
                 action.register_hook(partial(shrink_to_quantile, share=LONGEST_GRADIENTS))
             with torch.set_grad_enabled(through_dynamics):
@@ -342,21 +335,19 @@ class Dreamer(nn.Module):
                 features.append(self.rssm.features(state).to(layers))
         return torch.stack(features), policies, samples
 
-    def imagined_returns(self, states, alive):
-        """Lambda-returns (H, N), values (H, N) and weights (H, N) of imagined states (H+1, N, F).
+    def imagined_returns(self, states):
+        """Lambda-returns, values and discounts, (H, N) each, of imagined states (H+1, N, F).
 
         s_0 --actor--> a_0 --prior--> s_1 --actor--> a_1 ... s_H
                                   r_1, c_1              r_H, c_H
         v_0                       v_1                   v_H
-        R_0 = r_1 + gamma c_1 [(1-lambda) v_1 + lambda R_1]    weight of step 1: gamma c_1
+        R_0 = r_1 + gamma c_1 [(1-lambda) v_1 + lambda R_1]
         """
         rewards = self.reward.mean(self.reward(states[1:]))  # (H, N), on arrival
         continues = torch.sigmoid(self.continue_logit(states[1:]))  # (H, N)
         values = self.slow_critic.mean(self.slow_critic(states))  # (H+1, N)
         discounts = self.settings.discount * continues
-        returns = lambda_returns(rewards, discounts, values[1:], self.settings.return_lambda)
-        weights = torch.cat([alive.unsqueeze(0), discounts[:-1].detach()]).cumprod(0)
-        return returns, values[:-1], weights
+        return lambda_returns(rewards, discounts, values[1:], RETURN_LAMBDA), values[:-1], discounts
 
     def actor_loss(self, start, alive):
         """The actor's loss, in imagination from posterior states (h, z, o) (N, .).
@@ -368,9 +359,10 @@ class Dreamer(nn.Module):
         settings, through_dynamics = self.settings, self.settings.actor_gradient == "dynamics"
         sources, count = (self.actor.noise, self.rssm.prior.noise), len(alive)
         noise = [[draw(count) for draw in sources] for _ in range(settings.horizon)]
-        states, policies, samples = self.imagine(start, noise)
+        states, policies, samples = self.imagine(start, noise, self.actor)
         with torch.set_grad_enabled(through_dynamics):
-            returns, values, weights = self.imagined_returns(states, alive)
+            returns, values, discounts = self.imagined_returns(states)
+        weights = torch.cat([alive.unsqueeze(0), discounts[:-1].detach()]).cumprod(0)  # (H, N)
         scale = update_return_scale(self.return_scale, returns, RETURN_SCALE_DECAY)
         sample, policy = torch.stack(samples), self.actor.stack(policies)
         entropy = self.actor.entropy(policy, sample)  # (H, N)
@@ -381,7 +373,7 @@ class Dreamer(nn.Module):
         loss = -(weights * (objective + settings.entropy * entropy)).mean()
         for switch in set(settings.switches):
             first = policies[0], samples[0], returns[0].detach()
-            gain = self.switch_gain(switch, start, noise, alive, *first) / scale
+            gain = self.switch_gain(switch, start, noise, *first) / scale
             loss = loss - (alive * gain).mean()
         metrics = {
             "behavior/actor_loss": loss.detach(),
@@ -392,7 +384,7 @@ class Dreamer(nn.Module):
         }
         return loss, (states[:-1].detach(), returns.detach(), weights), metrics
 
-    def switch_gain(self, switch, start, noise, alive, policy, u, returns):
+    def switch_gain(self, switch, start, noise, policy, u, returns):
         """p (R_on - R_off) (N,), p being the policy's probability that this action is on.
 
         An action that the game reads as on or off has no gradient but at its threshold, which the
@@ -400,9 +392,13 @@ class Dreamer(nn.Module):
         alike; the gradient with respect to p is exact: the sum over all actions of Mean
         Actor-Critic (Allen et al., arXiv 1709.00503). u (N, A), returns (N,): as it was decided.
         """
+
+        def turned(action):  # to where nobody doubts whether it is on
+            action[:, switch] = torch.where(action[:, switch] > SWITCH_ON, -0.9, 0.9)
+            return action
+
         with torch.no_grad():
-            states, *_ = self.imagine(start, noise, flip=switch)
-            flipped, *_ = self.imagined_returns(states, alive)
+            flipped, *_ = self.imagined_returns(self.imagine(start, noise, self.actor, turned)[0])
         gain = returns - flipped[0]
         gain = torch.where(torch.tanh(u[:, switch]) > SWITCH_ON, gain, -gain).detach()
         mean, std = policy.base_dist.loc[:, switch], policy.base_dist.scale[:, switch]
@@ -424,7 +420,7 @@ class Dreamer(nn.Module):
         # before an episode's first row there is nothing to look forward to: R_t = v_t
         rewards = torch.where(first > 0, values[:-1], reward)
         discounts = self.settings.discount * (1 - terminal) * (1 - first)
-        returns = lambda_returns(rewards, discounts, values[1:], self.settings.return_lambda)
+        returns = lambda_returns(rewards, discounts, values[1:], RETURN_LAMBDA)
         alive = 1 - batch["is_terminal"].T[:-1]
         weights = batch["is_own"].T[:-1] * alive * (1 - first)
         return features.transpose(0, 1)[:-1], returns, weights

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from dreamer import RETURN_LAMBDA
 from extras.plots import aligned, fill_template, table_markup
 from hockey_env import FPS
 from hockey_wrapper import HockeyGames
@@ -23,7 +24,6 @@ SAMPLES = 8  # dreams per moment whose errors are averaged
 PARTS = {"own position": [0, 1], "opponent position": [6, 7], "puck": [12, 13]}
 DRAWN = [0, 1, 2, 6, 7, 8, 12, 13]  # of an observation: x, y, angle of both players, the puck
 NEAR, SHARP, STILL = 1.0, 0.5, 0.005  # metres
-RETURN_LAMBDA = 0.95  # of the returns that are drawn beside the values
 
 
 @dataclass

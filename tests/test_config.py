@@ -251,7 +251,7 @@ def test_a_base_may_have_a_base_and_the_last_one_counts(tmp_path):
     config = load_config(path, ["log_every=4"])
     assert (config.environment, config.run) == ("Pendulum-v1", "pendulum")
     assert (config.seed, config.dreamer.horizon, config.dreamer.bins) == (2, 7, 9)
-    assert config.log_every == 4 and config.dreamer.return_lambda == 0.95
+    assert config.log_every == 4 and config.dreamer.discount == 0.99
 
 
 def test_a_file_without_a_base_stands_on_the_complete_one(tmp_path):

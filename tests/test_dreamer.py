@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import checkpoint
 import config
 from buffer import ReplayBuffer
-from dreamer import PLAYED, Dreamer
+from dreamer import PLAYED, RETURN_LAMBDA, Dreamer
 from networks import Actor, LatentHead
 from utils import UserError, symlog
 
@@ -341,10 +341,9 @@ def test_a_switch_is_tried_both_ways_with_the_same_noise(make_agent, latent):
     noise = [(torch.randn(count, 4), agent.rssm.prior.noise(count)) for _ in range(3)]
 
     def gain():
-        states, policies, samples = agent.imagine(start, noise)
-        returns, *_ = agent.imagined_returns(states, torch.ones(count))
-        first = policies[0], samples[0], returns[0]
-        return agent.switch_gain(3, start, noise, torch.ones(count), *first)
+        states, policies, samples = agent.imagine(start, noise, agent.actor)
+        returns, *_ = agent.imagined_returns(states)
+        return agent.switch_gain(3, start, noise, policies[0], samples[0], returns[0])
 
     assert gain().abs().mean() > 1e-4
     column = agent.rssm.prior.size + 3  # of what the world model is told: z, a, o
@@ -364,7 +363,7 @@ def test_a_switch_is_turned_on_where_that_pays(make_agent):
         u = policy.base_dist.loc
         for returned in (1.0, 3.0):
             returns = torch.full((count,), returned)
-            gain = agent.switch_gain(3, start, noise, torch.ones(count), policy, u, returns)
+            gain = agent.switch_gain(3, start, noise, policy, u, returns)
             (slope,) = torch.autograd.grad(gain.sum(), bias, retain_graph=True)
             should_be_on = is_on == (returned > 2)
             assert (slope[3] > 0) == should_be_on and slope[3] != 0
@@ -390,7 +389,7 @@ def test_a_switch_named_twice_counts_once(make_agent):
 def naive_replayed_return(agent, batch, values, game, t):
     """(R_t, weight) of one row, by the recursion as the paper writes it, row by row."""
     last = len(batch["reward"][game]) - 1
-    discount, lam = agent.settings.discount, agent.settings.return_lambda
+    discount, lam = agent.settings.discount, RETURN_LAMBDA
     if t == last or batch["is_first"][game, t + 1]:
         return values[game, t], 0.0
     if batch["is_terminal"][game, t]:

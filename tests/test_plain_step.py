@@ -18,7 +18,7 @@ from torch.distributions import (
     kl_divergence,
 )
 
-from dreamer import Dreamer
+from dreamer import RETURN_LAMBDA, Dreamer
 
 SETTINGS = {"bins": 21, "free_nats": 0.1, "critic_imagination": 0.3, "critic_replay": 0.7}
 SETTINGS |= {"slow_actor": 0, "slow_critic": 0}  # they stay apart from what they follow
@@ -170,7 +170,7 @@ def plain_actor(agent, h, z, o, alive):
         values = [expectation(agent.slow_critic, agent.slow_critic(state)) for state in states]
         returns = [values[-1]]
         for t in reversed(range(1, settings.horizon + 1)):
-            mixed = (1 - settings.return_lambda) * values[t] + settings.return_lambda * returns[0]
+            mixed = (1 - RETURN_LAMBDA) * values[t] + RETURN_LAMBDA * returns[0]
             returns.insert(0, rewards[t] + settings.discount * continues[t] * mixed)
         return returns[:-1], values, continues
 
@@ -216,8 +216,8 @@ def plain_replay(agent, batch, states):
         for t in reversed(range(rows - 1)):
             if batch["is_first"][b, t + 1]:
                 continue  # the episode's last row: its value is all that is known
-            mixed = (1 - settings.return_lambda) * values[b, t + 1]
-            mixed = mixed + settings.return_lambda * returns[b, t + 1]
+            mixed = (1 - RETURN_LAMBDA) * values[b, t + 1]
+            mixed = mixed + RETURN_LAMBDA * returns[b, t + 1]
             going_on = 1 - batch["is_terminal"][b, t + 1]
             returns[b, t] = batch["reward"][b, t + 1] + settings.discount * going_on * mixed
     weights = batch["is_own"] * (1 - batch["is_terminal"])
