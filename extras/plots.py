@@ -480,11 +480,12 @@ def packed_plotly():
 
 
 def fill_template(html_path, data, template="page.html", **parts):
-    """Writes a page of `parts` (HTML each) and of the data it draws, if any.
+    """Writes a page of `parts` (HTML each) and of the data it draws, if any, below `head.html`.
 
     In one step, so that no reader meets half a page. Raises `UserError` if it can't be written.
     """
-    page = Template((Path(__file__).parent / template).read_text("utf-8")).substitute(
+    files = (Path(__file__).with_name(name) for name in ("head.html", template))
+    page = Template("".join(file.read_text("utf-8") for file in files)).substitute(
         parts,
         time=f"{time.strftime('%Y-%m-%d %H:%M')} by the code of commit {commit()}",
         data=packed(json.dumps(data, separators=(",", ":"))),
