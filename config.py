@@ -21,6 +21,7 @@ from utils import UserError, one_line
 
 CONFIGS = Path(__file__).parent / "configs"
 COMPLETE = CONFIGS / "hockey.yml"
+LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # ten times faster where it is built
 TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -45,7 +46,7 @@ def load_config(name, overrides=()):
         if not equals or not key:
             raise UserError(f"'{override}' on the command line must read key=value.")
         try:
-            text = plain(yaml.compose(text, yaml.BaseLoader)) if text else ""
+            text = plain(yaml.compose(text, LOADER)) if text else ""
         except yaml.YAMLError as error:
             raise UserError(f"'{override}' is not understood: {one_line(error)}") from None
         flat[key] = convert(key, text, rules, "the command line")
@@ -78,7 +79,7 @@ def read_yaml(path):
     """Returns "a.b.c" -> (its text, or list of texts; the comment of its line) of a YAML file."""
     try:
         text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, yaml.BaseLoader)
+        node = yaml.compose(text, LOADER)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} is not readable as YAML: {one_line(error)}") from None
     if not isinstance(node, yaml.MappingNode):

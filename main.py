@@ -67,7 +67,7 @@ def main(config, stop):
                 run.save()
             is_early = step <= config.dreamer.world_model_head_start
             bar.set_description("world model only" if is_early else config.run, refresh=False)
-            bar.set_postfix(environment=play.steps, **latest, refresh=False)
+            bar.set_postfix(environment=f"{play.steps:,}", **latest, refresh=False)
             bar.update(1)
 
         if run.evaluated < agent.gradient_steps >= config.gradient_steps and not stop.requested:
@@ -104,9 +104,10 @@ class Training:
         self.play = Collector(config, environments, self.pool, self.agent, self.replay, self.log)
         self.best, self.evaluated = -np.inf, 0  # score of best.safetensors; step last evaluated
         self.saved = None  # how far the run was at its last checkpoint
+        self.draws = self.pool or "rgb_array" in environments.metadata.get("render_modes", ())
         if config.videos:
             check_recorder("videos/game.mp4")
-            if not self.pool and "rgb_array" not in environments.metadata.get("render_modes", ()):
+            if not self.draws:
                 raise UserError(f"videos: {config.environment} can't draw itself (rgb_array).")
         self.describe()
         if is_new:
@@ -268,8 +269,7 @@ class Training:
         is_done = step >= self.config.gradient_steps and step == self.evaluated
         reached = ", ".join(f"{name} {value}" for name, value in latest.items())
         if is_done:
-            watch = f"python play.py watch {self.config.run} strong"
-            then = watch if self.pool else f"{self.files.folder}/best.safetensors"
+            then = f"python {'play.py watch' if self.draws else 'evaluate.py'} {self.config.run}"
             print(f"done: {reached or 'nothing new'}; curves: {self.files.page}; next: {then}")
         else:
             print(f"saved; the same command with resume=true goes on ({self.files.folder})")

@@ -93,9 +93,11 @@ class Episodes:
     def __init__(self, agent, games, seed=0):
         """`games`: how many episodes. Raises `UserError` if the world can't draw itself."""
         self.agent, self.games, self.seed = agent.player(), games, seed
-        self.worlds = make_environments(agent.config, 1, render_mode="rgb_array")
-        if "rgb_array" not in self.worlds.metadata.get("render_modes", ()):
+        asked = make_environments(agent.config, 1)
+        asked.close()
+        if "rgb_array" not in asked.metadata.get("render_modes", ()):
             raise UserError(f"{agent.config.environment} can't draw itself (rgb_array).")
+        self.worlds = make_environments(agent.config, 1, render_mode="rgb_array")
         self.fps = self.worlds.metadata.get("render_fps", FPS) / agent.config.wrappers.action_repeat
         self.returns = []
         self.worlds.reset(seed=seed)

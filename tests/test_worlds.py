@@ -25,6 +25,7 @@ import play
 from buffer import ReplayBuffer
 from dreamer import Dreamer
 from environments import make_environments, playable, random_actions, sizes_of
+from evaluate import main as measure
 from extras.image_dreams import paint
 from machine import Stop
 from matches import evaluate
@@ -398,6 +399,17 @@ def test_an_environment_that_draws_itself_is_filmed():
 def test_an_environment_that_draws_nothing_is_refused_at_the_start():
     with pytest.raises(UserError, match="videos: test_worlds:Lights-v0 can't draw itself"):
         run(**LIGHTS, videos="true")
+
+
+@pytest.mark.parametrize(("keys", "word"), [(LIGHTS, "evaluate.py"), (CARTPOLE, "play.py watch")])
+def test_the_next_command_that_a_run_names_is_one_that_works(keys, word, capsys, monkeypatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    run(**keys, gradient_steps=1, evaluate_every=1)
+    assert capsys.readouterr().out.endswith(f"; next: python {word} tiny\n")
+    is_drawn = word != "evaluate.py"
+    assert play.main(["watch", "tiny", "--games", "1", "--speed", "100"]) == (0 if is_drawn else 2)
+    assert is_drawn or "Lights-v0 can't draw itself" in capsys.readouterr().err
+    assert measure(["tiny", "--games", "2"]) == 0
 
 
 # ---------------------------------------------------------------------------- dreams

@@ -20,7 +20,7 @@ TINY = {
     "gradient_steps": 12,
     "log_every": 2,
     "evaluate_every": 6,
-    "evaluation_games": 4,
+    "evaluation_games": 2,
     "save_every": 4,
     "environments": 4,
     "warmup_rows": 120,
