@@ -21,6 +21,7 @@ from utils import UserError, one_line
 
 CONFIGS = Path(__file__).parent / "configs"
 COMPLETE = CONFIGS / "hockey.yml"
+LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # the first is fifteen times as fast
 TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -74,7 +75,7 @@ def read_yaml(path):
     """Returns "a.b.c" -> (its text, or list of texts; the comment of its line) of a YAML file."""
     try:
         text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, yaml.BaseLoader)
+        node = yaml.compose(text, LOADER)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} is not readable as YAML: {one_line(error)}") from None
     if not isinstance(node, yaml.MappingNode):
