@@ -169,7 +169,7 @@ def main(arguments=None):
     parser.add_argument("overrides", nargs="*", metavar="key=value,value", help="config keys")
     options, stop = parser.parse_intermixed_args(arguments), Stop()
     options.overrides += [text for text in options.seeds if "=" in text]  # they may follow
-    options.seeds = [text for text in options.seeds if "=" not in text]
+    options.seeds = [text for text in options.seeds if "=" not in text] or ["0"]
     quiet_console()
     try:
         runs, name = plan(options)

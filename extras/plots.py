@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from plotly.offline import get_plotlyjs
 
 from checkpoint import write_atomically
-from config import changes, load_config
+from config import COMPLETE, changes, load_config
 from matches import wilson_interval
 from utils import UserError, one_line
 
@@ -290,7 +290,7 @@ def commit():
 def origin(config):
     """Returns a run, its seed, and how its config differs from the complete one, as HTML."""
     ours = OmegaConf.to_container(config)
-    different = changes(OmegaConf.to_container(load_config("hockey.yml")), ours)
+    different = changes(OmegaConf.to_container(load_config(COMPLETE)), ours)
     keys = [f"{key}={new}" for key, _, new in different if key not in ("run", "seed")]
     text = f"run {config.run}, seed {config.seed}; hockey.yml {'with ' if keys else ''}"
     return f"<br><small>{html.escape(text + ', '.join(keys))}</small>"

@@ -230,7 +230,7 @@ def test_a_sweep_here_and_on_a_cluster(small, monkeypatch, capsys):
     (panel,) = data["groups"]["evaluation"]
     lines = [line["name"] for line in panel["traces"] if line["name"]]
     assert lines == ["small, seed 0", "small, seed 1", "small, mean of 2 seeds"]
-    assert "<th>return</th>" in page
+    assert "<th>return</th>" in page and "small.yml<br>" in page
 
 
 @pytest.mark.slow
