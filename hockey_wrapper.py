@@ -148,15 +148,15 @@ class HockeyGames(VectorEnv):
         env, one = self.current[game], self.side[game] == 0
         pair = (our_action, their_action) if one else (their_action, our_action)
         observation, _, terminated, truncated, info = env.step(np.concatenate(pair))
-        self.views[:, game] = self._both_views(game, observation)
+        self.views[0, game], self.views[1, game] = self._both_views(game, observation)
         winner = int(info["winner"]) * (1 if one else -1)
-        self.rewards[:, game] += GOAL_REWARD * winner, -GOAL_REWARD * winner
+        reward = [GOAL_REWARD * winner, -GOAL_REWARD * winner]
         if self.reward_kind == "env":
-            closeness = [
-                part["reward_closeness_to_puck"] for part in (info, env.get_info_agent_two())
-            ]
-            closeness = np.array(closeness if one else closeness[::-1])
-            self.rewards[:, game] += self.closeness * closeness
+            for number, part in enumerate((info, env.get_info_agent_two())):
+                view = number if one else 1 - number
+                reward[view] += self.closeness * part["reward_closeness_to_puck"]
+        self.rewards[0, game] += reward[0]
+        self.rewards[1, game] += reward[1]
         self.winner[game] = winner
         self.terminated[game] = winner != 0
         self.truncated[game] = (terminated or truncated) and winner == 0
