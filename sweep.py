@@ -77,9 +77,9 @@ class Run:
 
     def last_words(self):
         """Returns the sentence that it ended with."""
-        lines = self.log.read_text(errors="replace").split("\n") if self.log.exists() else []
-        lines = ["it said nothing", *(line for line in lines if line.strip())]
-        return next((line for line in lines[::-1] if line.startswith("main.py: ")), lines[-1])
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        sentences = re.findall("^main.py: .*", text, re.M) or text.strip().splitlines()
+        return (sentences or ["it said nothing"])[-1]
 
 
 def plan(options):
