@@ -58,10 +58,10 @@ def test_a_turned_result_is_the_other_sides():
 def test_the_better_bot_wins_from_whichever_side():
     for ours, theirs, better in (("strong", "random", 1), ("random", "strong", -1)):
         every_frame = make_config(hockey__frame_skip=1).hockey
-        result = play_games(load(ours, 16, seed=5).act, load(theirs, 16), 16, every_frame)
+        result = play_games(load(ours, 40, seed=5).act, load(theirs, 40), 40, every_frame)
         wins, draws, losses = result.counts()
-        assert wins + draws + losses == 16
-        assert better * (wins - losses) > 4
+        assert wins + draws + losses == 40
+        assert better * (wins - losses) > 8
 
 
 def test_sides_and_starts_are_balanced_and_games_are_normal(monkeypatch):

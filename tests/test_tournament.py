@@ -231,4 +231,4 @@ def test_no_server_or_no_such_token(
 def test_the_package_is_on_no_registry(champion, monkeypatch, capsys):
     address = ("--server-url", "localhost", "--server-port", "1", "--token", "mine")
     monkeypatch.setitem(sys.modules, "comprl", None)
-    assert "pip install 'comprl @ git+" in refused(capsys, *address)
+    assert 'pip install "comprl @ git+' in refused(capsys, *address)
