@@ -249,17 +249,21 @@ class OpponentPool:
         No file is read again: somebody may have changed or deleted it.
         """
         self.generator = np.random.default_rng(seed)
-        for number, (spec, one) in enumerate(self.fixed.items()):
-            if spec in BOTS:
-                one.players = load(spec, self.games, seed + 1 + number).players
-            elif is_code(spec):
-                with blamed(spec):
-                    one.players = [type(player)() for player in one.players]
-            else:
-                one.reset()
+        for number, spec in enumerate(self.fixed):
+            self.fixed[spec] = self.anew(spec, self.games, seed + 1 + number)
         self.turn, self.games_left = None, 0  # the snapshot to play (a path), for so many games
         for snapshot in self.snapshots.values():
             snapshot.reset()
+
+    def anew(self, spec, games, seed):
+        """Returns a bot, own code or an agent of `fixed` without a past, for so many games."""
+        one = self.fixed[spec]
+        if isinstance(one, AgentOpponent):
+            return AgentOpponent(one.agent, games, one.name, deterministic=True)
+        if spec in BOTS:
+            return load(spec, games, seed)
+        with blamed(spec):
+            return PerGame([type(one.players[0])() for _ in range(games)], one.name)
 
     def add_snapshot(self, path):
         """Takes a saved agent into the pool; the oldest leaves when the pool is full."""
@@ -325,10 +329,8 @@ class OpponentPool:
 
     def rivals(self, games, seed):
         """Returns whom an evaluation of so many games asks for: bots, files and former selves."""
-        agents = {one.name: one for one in self.fixed.values() if isinstance(one, AgentOpponent)}
-        others = {one.name: spec for spec, one in self.fixed.items() if one.name not in agents}
-        rivals = {name: load(spec, games, seed) for name, spec in others.items()}
-        for name, one in (agents | self.former_selves()).items():  # no file is read again
+        rivals = {one.name: self.anew(spec, games, seed) for spec, one in self.fixed.items()}
+        for name, one in self.former_selves().items():  # from memory: files may be deleted
             rivals[name] = AgentOpponent(one.agent, games, one.name, deterministic=True)
         return rivals
 

@@ -292,6 +292,13 @@ def test_an_evaluation_meets_the_files_too_trained_against_or_not(saved):
     observations = np.zeros((4, 18), np.float32)
     actions = [pool.rivals(4, seed=0)["rival"].act(observations) for _ in range(2)]
     assert np.array_equal(*actions)  # the most likely ones, of a game of its own
+    code = rival.with_name("still.py")
+    code.write_text("class Still:\n    def act(self, observation):\n        return [0, 0, 0, 0]\n")
+    pool = make_pool(weak=1, files=f"['{code}:Still']")
+    code.unlink()
+    pool.start(1)
+    assert not pool.rivals(4, seed=0)["Still"].act(observations).any()
+    pool = make_pool(weak=1)
     assert {pool.choose().name for _ in range(20)} == {"weak"}
 
 
