@@ -238,8 +238,8 @@ class Dreamer(nn.Module):
         inputs = [batch["action"], *self.embed(batch["observation"]), batch["is_first"][..., None]]
         state, states, posteriors = self.rssm.initial(len(target)), [], []
         rows = zip(*(x.unbind(1) for x in inputs), noise, strict=True)
-        for action, evidence, o, *first_and_noise in rows:
-            state, posterior = self.rssm.step(state, action, (evidence, o), *first_and_noise)
+        for action, evidence, o, is_first, for_z in rows:
+            state, posterior = self.rssm.step(state, action, (evidence, o), is_first, for_z)
             states.append(state)
             posteriors.append(posterior)
         h, z, o = (torch.stack(part, 1) for part in zip(*states, strict=True))  # (B, T, .)

@@ -159,6 +159,9 @@ def side_by_side(function, device):
         torch.set_num_threads(cores)
 
 
+STOPPED = 75  # exit status of a run that was: EX_TEMPFAIL of sysexits.h, try again later
+
+
 class Stopped(Exception):
     """A signal came while something was going on that can be begun again."""
 

@@ -31,11 +31,10 @@ from extras.film import check_recorder, film_agent
 from extras.plots import write_page
 from extras.tracker import open_tracker
 from hockey_wrapper import MIRROR
+from machine import STOPPED
 from matches import evaluate
 from opponents import OpponentPool, find_agent
 from utils import Every, UserError, check_finite, one_line, seed_everything
-
-STOPPED = 75  # exit status, EX_TEMPFAIL of sysexits.h: try again later
 
 
 def main(config, stop):
@@ -213,7 +212,7 @@ class Training:
         """Goes on from a checkpoint, just written or just read: all games start anew."""
         self.save_agent("latest")
         self.write_page()
-        self.agent.seen = None
+        self.agent.seen = None  # as in the agent of a resumed run
         self.play.start()
 
     def restore(self):

@@ -30,11 +30,10 @@ from checkpoint import RunFiles, check_writable
 from config import changes, load_config, plain
 from extras.cluster import submit
 from extras.plots import aligned, compared, final_table, read_evaluations, write_comparison_page
-from machine import Stop, quiet_console
+from machine import STOPPED, Stop, quiet_console
 from utils import UserError, one_line
 
 MAIN = Path(__file__).resolve().parent / "main.py"
-STOPPED = 75  # exit status of main.py after a signal, all saved
 tell = functools.partial(print, flush=True)  # what is going on
 HOW = ("run", "seed", "threads", "device")  # keys that no run is named after
 
