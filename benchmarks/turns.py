@@ -1,0 +1,74 @@
+"""Gradient steps of two copies of the code, in turns on the same CPU, each in its own process.
+
+    python benchmarks/turns.py FOLDER [--config hockey.yml] [--turns 10] [--body 45] [key=value ...]
+
+FOLDER holds another copy of this project, say of an earlier commit. A turn is four steps of noise
+of the one, then of the other, as a shared machine changes its speed; the first two turns don't
+count. Printed: the medians in milliseconds a step, and the quotient this : FOLDER, turn by turn.
+
+Exit status: 0 it is done, 2 something to mend (one sentence says what).
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS, WARM_UP = 4, 2  # a turn's steps, and turns
+STEPPER = """
+import os, sys, time
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as main.py does
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/benchmarks"]
+import torch
+from config import load_config
+from machine import keep_freed_memory, use_threads
+from train_step import Subject
+config, body = load_config(sys.argv[2], sys.argv[5:]), float(sys.argv[3]) / 1000
+use_threads(config.threads)
+keep_freed_memory()
+subject = Subject(config, torch.device("cpu"))
+for _ in sys.stdin:
+    start = time.perf_counter()
+    for _ in range(int(sys.argv[4])):
+        sizes = config.replay
+        with subject.agent.update(subject.replay.sample(sizes.batch_size, sizes.batch_length)):
+            until = time.perf_counter() + body
+            while time.perf_counter() < until:  # in the place of collecting
+                pass
+    print((time.perf_counter() - start) / int(sys.argv[4]), flush=True)
+"""
+
+
+def main():
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
+    parser.add_argument("folder", help="the other copy")
+    parser.add_argument("--config", default="hockey.yml")
+    parser.add_argument("--turns", type=int, default=10, help="measured ones")
+    parser.add_argument("--body", type=float, default=0.0, help="milliseconds of the loop's body")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_intermixed_args()
+    if not Path(options.folder, "benchmarks/train_step.py").is_file():
+        print(f"turns.py: {options.folder} holds no copy of this project.", file=sys.stderr)
+        return 2
+    pipes, seconds = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}, []
+    asked = [options.config, str(options.body), str(STEPS), *options.overrides]
+    folders = [str(ROOT), str(Path(options.folder).resolve())]
+    both = [subprocess.Popen([sys.executable, "-c", STEPPER, x, *asked], **pipes) for x in folders]
+    for _ in range(options.turns + WARM_UP):
+        for process in both:
+            print("go", file=process.stdin, flush=True)
+            seconds.append(float(process.stdout.readline()))
+    ours, theirs = (seconds[2 * WARM_UP + i :: 2] for i in (0, 1))
+    shares = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+    ours, theirs = (1000 * statistics.median(times) for times in (ours, theirs))
+    print(f"this {ours:.0f} ms, {options.folder} {theirs:.0f} ms a step; quotient, median of")
+    print(f"{len(shares)}: {statistics.median(shares):.2f} ({shares[0]:.2f} to {shares[-1]:.2f})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
