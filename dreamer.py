@@ -28,7 +28,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import checkpoint
-from machine import multiplies_bfloat16, side_by_side
+from machine import multiplies_bfloat16, recorded, side_by_side
 from networks import RSSM, Actor, DiscreteActor, ImageEncoder, ScalarHead, mlp
 from utils import (
     UserError,
@@ -47,7 +47,7 @@ SHAPES = (
     *("observation_in_state", "channels", "latent", "latent_groups", "latent_classes"),
     *("scalar", "bins", "bin_limit"),
 )
-PLAYED = (*SHAPES, "unimix", "discount")
+PLAYED = (*SHAPES, "unimix", "discount", "dreams_end")
 WHERE_IT_PLAYS = ("run", "environment", "environment_kwargs", "vectorization", "wrappers", "hockey")
 SWITCH_ON = 0.5  # an action of `switches` is on above it, else off
 RETURN_LAMBDA = 0.95  # of the lambda-return, as in all three papers
@@ -98,8 +98,15 @@ class Dreamer(nn.Module):
         world_model = nn.ModuleList([self.encoder, self.rssm, self.reward, self.continues])
         self.parts = {"world_model": world_model, "actor": self.actor, "critic": self.critic}
         self.parts = {name: list(part.parameters()) for name, part in self.parts.items()}
-        groups = [{"params": parameters} for parameters in self.parts.values()]
-        self.optimizer = torch.optim.Adam(groups, eps=1e-8, fused=True)
+        groups = [
+            {"params": parameters, "lr": torch.zeros((), device=self.device)}
+            for parameters in self.parts.values()
+        ]
+        can_record = self.device.type == "cuda"
+        self.optimizer = torch.optim.Adam(groups, eps=1e-8, fused=True, capturable=can_record)
+        for name in ("learn_world", "learn_behavior", "move"):
+            setattr(self, name, recorded(getattr(self, name), self.device))
+        self.dreams_end = getattr(settings, "dreams_end", True)
         precision = getattr(settings, "precision", "auto")
         is_auto = precision == "auto" and multiplies_bfloat16(self.device)
         self.in_bfloat16 = precision == "bfloat16" or is_auto
@@ -194,35 +201,41 @@ class Dreamer(nn.Module):
         runs, which must leave the weights alone, as collecting does. Then all take their steps.
         """
         self.gradient_steps += 1
-        self.optimizer.zero_grad()
-        seen, losses, metrics, behavior = self.seen, {}, {}, {}
+        before, losses, gradients, metrics, behavior = self.seen, [], {}, {}, {}
         noise = self.rssm.posterior.noise(*batch["reward"].T.shape)  # random only in this thread
 
         def learn_world():
-            with self.autocast():
-                states, losses["world_model"], found = self.world_model_loss(batch, noise)
-            self._backward("world_model", losses["world_model"])
-            self.seen = states, batch
+            states, loss, gradients["world_model"], found = self.learn_world(batch, noise)
+            self.seen = [part.clone() for part in states], batch
+            losses.append(loss)  # keeps its graph: to free it here would take Python's lock often
             metrics.update(found)
 
         with side_by_side(learn_world, self.device):
-            if seen and self.gradient_steps > self.settings.world_model_head_start:
-                states, before = seen
-                with self.autocast():
-                    starts = self.choose_starts(states, 1 - before["is_terminal"])
-                    losses["actor"], imagined, behavior = self.actor_loss(*starts)
-                    replayed = self.replayed_returns(before, self.rssm.features(states))
-                    losses["critic"], found = self.critic_loss(imagined, replayed)
-                self._backward("actor", losses["actor"])
-                self._backward("critic", losses["critic"])
-                behavior |= found
+            if before and self.gradient_steps > self.settings.world_model_head_start:
+                loss, learned, behavior = self.learn_behavior(*before)
+                losses.append(loss)
+                gradients |= learned
             yield metrics
-        metrics |= behavior
-        self._descend(losses, metrics)
-        with torch.no_grad():  # the slow copies follow a little
-            for name, slow in (("actor", self.slow_actor), ("critic", self.slow_critic)):
-                share = getattr(self.settings, f"slow_{name}")
-                torch._foreach_lerp_(list(slow.parameters()), self.parts[name], share)
+        metrics |= behavior | self.descend(gradients)
+        values = torch.stack(list(metrics.values()))  # copies: the next step may write over them
+        metrics.update(zip(metrics, values.unbind(), strict=True))
+
+    def learn_world(self, batch, noise):
+        """-> states (h, z, o) (B, T, .), loss, its gradients, metrics; as `world_model_loss`."""
+        with self.autocast():
+            states, loss, metrics = self.world_model_loss(batch, noise)
+        return states, loss, self.gradients("world_model", loss), metrics
+
+    def learn_behavior(self, states, batch):
+        """Actor and critic, from posterior states of a batch -> losses, gradients, metrics."""
+        with self.autocast():
+            starts = self.choose_starts(states, 1 - batch["is_terminal"])
+            actor_loss, imagined, metrics = self.actor_loss(*starts)
+            replayed = self.replayed_returns(batch, self.rssm.features(states))
+            critic_loss, found = self.critic_loss(imagined, replayed)
+        losses = {"actor": actor_loss, "critic": critic_loss}
+        gradients = {part: self.gradients(part, loss) for part, loss in losses.items()}
+        return losses, gradients, metrics | found
 
     def autocast(self):
         """A context in which layers compute in bfloat16, if this agent does."""
@@ -345,6 +358,8 @@ class Dreamer(nn.Module):
         """
         rewards = self.reward.mean(self.reward(states[1:]))  # (H, N), on arrival
         continues = torch.sigmoid(self.continue_logit(states[1:]))  # (H, N)
+        if not self.dreams_end:
+            continues = torch.ones_like(continues)
         values = self.slow_critic.mean(self.slow_critic(states))  # (H+1, N)
         discounts = self.settings.discount * continues
         return lambda_returns(rewards, discounts, values[1:], RETURN_LAMBDA), values[:-1], discounts
@@ -364,6 +379,7 @@ class Dreamer(nn.Module):
             returns, values, discounts = self.imagined_returns(states)
         weights = torch.cat([alive.unsqueeze(0), discounts[:-1].detach()]).cumprod(0)  # (H, N)
         scale = update_return_scale(self.return_scale, returns, RETURN_SCALE_DECAY)
+        scale = scale if settings.scale_returns else torch.ones_like(scale)
         sample, policy = torch.stack(samples), self.actor.stack(policies)
         entropy = self.actor.entropy(policy, sample)  # (H, N)
         objective = returns / scale
@@ -394,7 +410,7 @@ class Dreamer(nn.Module):
         """
 
         def turned(action):  # to where nobody doubts whether it is on
-            action[:, switch] = torch.where(action[:, switch] > SWITCH_ON, -0.9, 0.9)
+            action[:, switch] = 0.9 - 1.8 * (action[:, switch] > SWITCH_ON)
             return action
 
         with torch.no_grad():
@@ -443,26 +459,38 @@ class Dreamer(nn.Module):
             metrics["behavior/replayed_return"] = replayed[1].mean()
         return total, metrics
 
-    def _backward(self, part, loss):
-        """Computes the gradient of the loss with respect to `part`, into its parameters."""
-        # `inputs` keeps the gradient away from every other network that the loss runs through. To
-        # free the graph here would take Python's lock hundreds of times; it goes with the loss.
-        loss.backward(inputs=self.parts[part], retain_graph=True)
+    def gradients(self, part, loss):
+        """Returns the gradients of the loss with respect to the parameters of `part` alone."""
+        # without `retain_graph` the graph would be freed at once, not with the loss
+        return torch.autograd.grad(loss, self.parts[part], retain_graph=True, allow_unused=True)
 
-    def _descend(self, losses, metrics):
-        """Takes one optimizer step of the parts that have losses; notes their gradients' norms.
+    def descend(self, gradients):
+        """Takes one optimizer step of the parts that have gradients -> metrics: their norms.
 
         Learning rates fall linearly to `final_rate` of themselves at the run's last step.
         """
         progress = min(1.0, self.gradient_steps / self.config.gradient_steps)
         share = 1 - (1 - self.settings.final_rate) * progress
         for part, group in zip(self.parts, self.optimizer.param_groups, strict=True):
-            group["lr"] = share * getattr(self.settings, f"{part}_rate")
-            if part in losses:
-                norm = nn.utils.clip_grad_norm_(self.parts[part], GRADIENT_CLIP)
-                name = "world_model/" if part == "world_model" else f"behavior/{part}_"
-                metrics[f"{name}gradient_norm"] = norm
+            group["lr"].fill_(share * getattr(self.settings, f"{part}_rate"))
+        return self.move(gradients)
+
+    def move(self, gradients):
+        """Moves the weights of parts that have gradients, and the slow copies after them."""
+        metrics = {}
+        self.optimizer.zero_grad()
+        for part, found in gradients.items():
+            for parameter, gradient in zip(self.parts[part], found, strict=True):
+                parameter.grad = gradient
+            name = "world_model/" if part == "world_model" else f"behavior/{part}_"
+            norm = nn.utils.clip_grad_norm_(self.parts[part], GRADIENT_CLIP)
+            metrics[f"{name}gradient_norm"] = norm
         self.optimizer.step()
+        with torch.no_grad():  # the slow copies follow a little
+            for name, slow in (("actor", self.slow_actor), ("critic", self.slow_critic)):
+                share = getattr(self.settings, f"slow_{name}")
+                torch._foreach_lerp_(list(slow.parameters()), self.parts[name], share)
+        return metrics
 
     # ------------------------------------------------------------------------ saving
 

@@ -1,9 +1,7 @@
 """The worlds an agent is trained in, hockey or any Gymnasium id, and how it plays there."""
 
-import atexit
 import sys
 import warnings
-import weakref
 from functools import partial
 
 import gymnasium
@@ -15,8 +13,8 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
-from hockey_wrapper import HockeyGames
-from machine import blamed, warn
+from hockey_wrapper import HockeyGames, HockeyHalls
+from machine import blamed, close_at_exit, warn
 from opponents import OneOpponent, PerGame
 from utils import UserError, check_finite, one_line, seed_everything
 
@@ -29,8 +27,9 @@ def make_environments(config, count, pool=None, render_mode=None):
     Raises `UserError` if there are none such.
     """
     if config.environment == "hockey":
-        games = HockeyGames(config.hockey, count, pool)
-        return RecordEpisodeStatistics(games)
+        if config.vectorization == "async":
+            return RecordEpisodeStatistics(HockeyHalls(config, count, pool))
+        return RecordEpisodeStatistics(HockeyGames(config.hockey, count, pool))
     module, _, name = config.environment.partition(":")
     is_class = bool(module) and name.isidentifier()  # not an id, which ends in -v0
     if "" not in sys.path:
@@ -44,9 +43,8 @@ def make_environments(config, count, pool=None, render_mode=None):
             wrappers=[partial(wrap, settings=config.wrappers, name=who(config))],
             **keywords(config, render_mode),
         )
-    if config.vectorization == "async":  # they heed no signal, so an exit would wait for ever
-        known = weakref.ref(environments)
-        atexit.register(lambda: known() and known().close())
+    if config.vectorization == "async":
+        close_at_exit(environments)
     return Worlds(environments, who(config))
 
 

@@ -1,5 +1,7 @@
 """What the computer offers (devices, cores, memory, signals, a console), and who is to blame."""
 
+import atexit
+import collections
 import contextlib
 import ctypes
 import functools
@@ -10,10 +12,12 @@ import signal
 import sys
 import traceback
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import torch
+from torch.utils import _pytree as pytree
 from tqdm import tqdm
 
 from utils import UserError, one_line
@@ -120,8 +124,21 @@ def quiet_console():
     """Lets any console print any name, and hides warnings that a user can do nothing about."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
-    for text in ("precision lowered", "Overriding environment"):  # by gymnasium
+    for text in ("precision lowered", "Overriding environment", "ERROR: R"):  # by gymnasium
         warnings.filterwarnings("ignore", f".*{text}")
+
+
+def cores():
+    """Returns how many CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def close_at_exit(environments):
+    """Ends processes of environments with this one: they heed no signal, so it would wait."""
+    known = weakref.ref(environments)
+    atexit.register(lambda: known() and known().close())
 
 
 def use_threads(count):
@@ -157,6 +174,37 @@ def side_by_side(function, device):
     finally:
         wait([call])
         torch.set_num_threads(cores)
+
+
+def recorded(function, device):
+    """Returns a function of tensors that a GPU does at once after its first calls: a CUDA graph.
+
+    A step is thousands of small kernels, and to launch each takes longer than to compute it. So
+    they are recorded, once for each structure of the arguments (dicts and sequences of tensors),
+    and played again with other numbers. The results are overwritten by the next call. The function
+    must never wait for the device, and all that it changes must stay where it is in memory.
+    """
+    if torch.device(device).type != "cuda":
+        return function
+    calls, recordings = collections.Counter(), {}
+
+    def call(*arguments):
+        tensors, structure = pytree.tree_flatten(arguments)
+        key = str(structure)
+        calls[key] += 1
+        if calls[key] <= 3:  # libraries set themselves up
+            return function(*arguments)
+        if key not in recordings:
+            ours, graph = [tensor.clone() for tensor in tensors], torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                results = function(*pytree.tree_unflatten(ours, structure))
+            recordings[key] = ours, graph, results
+        ours, graph, results = recordings[key]
+        torch._foreach_copy_(ours, tensors)
+        graph.replay()
+        return results
+
+    return call
 
 
 STOPPED = 75  # exit status of a run that was: EX_TEMPFAIL of sysexits.h, try again later

@@ -12,9 +12,17 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.distributions import Independent, Normal, OneHotCategorical, kl_divergence
+from torch.distributions import (
+    Distribution,
+    Independent,
+    Normal,
+    OneHotCategorical,
+    kl_divergence,
+)
 
 from utils import symexp, symlog, two_hot
+
+Distribution.set_default_validate_args(False)  # to look at numbers is to wait for the device
 
 
 def activate(size, config):
@@ -179,7 +187,7 @@ class LatentHead(nn.Module):
         if self.categorical:
             ratio = (left + 1e-12) / (right + 1e-12)  # so that 0 ln 0 = 0
             return (left * ratio.log()).sum((-2, -1))
-        left, right = (Normal(*x.unbind(-2), validate_args=False) for x in (left, right))
+        left, right = (Normal(*x.unbind(-2)) for x in (left, right))
         return kl_divergence(left, right).sum(-1)
 
 
@@ -270,7 +278,7 @@ class ScalarHead(nn.Module):
             indices, weights = two_hot(target, self.bins)
             return -(weights * F.log_softmax(output, -1).gather(-1, indices)).sum(-1)
         target = symlog(target) if self.symlog else target
-        return -Normal(output.squeeze(-1), 1.0, validate_args=False).log_prob(target)
+        return -Normal(output.squeeze(-1), 1.0).log_prob(target)
 
 
 class Actor(nn.Module):
@@ -291,7 +299,7 @@ class Actor(nn.Module):
         """features (..., F) -> Independent Normal of u over (..., A)."""
         mean, std = self.layers(features).float().chunk(2, -1)
         std = self.STD_MIN + (self.STD_MAX - self.STD_MIN) * torch.sigmoid(std)
-        return Independent(Normal(mean, std, validate_args=False), 1, validate_args=False)
+        return Independent(Normal(mean, std), 1)
 
     def noise(self, *size):
         """Returns random numbers for samples: (*size, A)."""
@@ -308,8 +316,8 @@ class Actor(nn.Module):
     def stack(policies):
         """Returns H distributions of u (N, A) as a single one (H, N, A)."""
         means, stds = zip(*((p.base_dist.loc, p.base_dist.scale) for p in policies), strict=True)
-        normal = Normal(torch.stack(means), torch.stack(stds), validate_args=False)
-        return Independent(normal, 1, validate_args=False)
+        normal = Normal(torch.stack(means), torch.stack(stds))
+        return Independent(normal, 1)
 
     @staticmethod
     def entropy(policy, u):
@@ -343,7 +351,7 @@ class DiscreteActor(nn.Module):
         """features (..., F) -> OneHotCategorical over (..., A)."""
         logits = self.layers(features).float()
         probs = (1 - self.unimix) * F.softmax(logits, -1) + self.unimix / logits.shape[-1]
-        return OneHotCategorical(probs, validate_args=False)
+        return OneHotCategorical(probs)
 
     def noise(self, *size):
         """Returns uniform random numbers for samples: (*size, 1)."""
@@ -358,7 +366,7 @@ class DiscreteActor(nn.Module):
     def stack(policies):
         """Returns H distributions over (N, A) as a single one (H, N, A)."""
         probs = torch.stack([policy.probs for policy in policies])
-        return OneHotCategorical(probs, validate_args=False)
+        return OneHotCategorical(probs)
 
     @staticmethod
     def entropy(policy, sample):

@@ -345,6 +345,8 @@ class OpponentPool:
     def restore(self, state):
         """Takes over what `state` returned, and reads the snapshots' files that are still there."""
         for path in state["snapshots"]:
+            if path in self.snapshots:
+                continue
             if Path(path).exists():
                 self.add_snapshot(path)
             else:

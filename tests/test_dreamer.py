@@ -446,7 +446,7 @@ def test_learning_rates_fall_to_their_final_share(make_agent, small_config):
     for _ in range(6):
         learn(agent, make_batch())
         groups = dict(zip(agent.parts, agent.optimizer.param_groups, strict=True))
-        rates.append(groups["actor"]["lr"])
+        rates.append(float(groups["actor"]["lr"]))
     assert rates == pytest.approx([0.00775, 0.0055, 0.00325, 0.001, 0.001, 0.001])
 
 

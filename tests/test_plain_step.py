@@ -37,14 +37,14 @@ def make_agent(config, discrete=False):
 
 def of_the_step(agent, *batches):
     """part -> (loss, gradients) as `update` computes them for the last of these batches."""
-    found, backward = {}, agent._backward
+    found, differentiate = {}, agent.gradients
 
     def watch(part, loss):
-        backward(part, loss)
-        gradients = [parameter.grad.clone() for parameter in parameters(agent, part)]
-        found[part] = (loss.detach(), gradients)
+        gradients = differentiate(part, loss)
+        found[part] = loss.detach(), [gradient.clone() for gradient in gradients]
+        return gradients
 
-    agent._backward = watch
+    agent.gradients = watch
     for batch in batches:
         with agent.update(batch):
             pass

@@ -70,6 +70,13 @@ def test_so_it_is_in_any_gymnasium_environment(uninterrupted, share):
     assert outcome() == expected
 
 
+def test_so_it_is_with_games_in_processes(uninterrupted):
+    expected, events = uninterrupted(vectorization="async")
+    run(vectorization="async", crash_after=int(0.6 * events))
+    run(vectorization="async", resume="true")
+    assert outcome() == expected
+
+
 @pytest.mark.skipif(not HAS_LAB, reason="the lab's package is not installed")
 @pytest.mark.parametrize("share", [0.6, slow(0.3), slow(0.9)])
 def test_so_it_is_in_the_labs_game(uninterrupted, share):
