@@ -155,9 +155,8 @@ def report(name, subject, rate):
         if seconds:
             print(f"  {part:12} {1000 * seconds:8.1f} ms")
     reached = subject.gigaflop / medians["whole step"]
-    print(
-        f"  {subject.gigaflop:.1f} GFLOP a step, {reached:.0f} GFLOP/s, {reached / rate:.0%} of the rate"
-    )
+    share = f"{reached / rate:.0%} of the rate"
+    print(f"  {subject.gigaflop:.1f} GFLOP a step, {reached:.0f} GFLOP/s, {share}")
     print(f"  {1 / medians['whole step']:.2f} steps/s")
     return medians["whole step"]
 
