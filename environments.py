@@ -13,7 +13,8 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
-from hockey_wrapper import HockeyGames, HockeyHalls
+from halls import HockeyHalls
+from hockey_wrapper import HockeyGames
 from machine import blamed, close_at_exit, warn
 from opponents import OneOpponent, PerGame
 from utils import UserError, check_finite, one_line, seed_everything

@@ -1,27 +1,28 @@
 """The two-player game as one player sees it: opponent, frame skip, reward, many games at once.
 
 `HockeyGames` plays many games side by side (Gymnasium's vector interface), so that the agent and
-each opponent decide for all of them in one batched call; `HockeyHalls` does it on all CPU cores.
-Who the opponents are is left to `opponents.py`.
+each opponent decide for all of them in one batched call. Who the opponents are is left to
+`opponents.py`.
 """
 
 import importlib
-from functools import partial
 
 import gymnasium
 import numpy as np
-import torch
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 import hockey_env
-from machine import close_at_exit, cores
-from opponents import OpponentPool, ask
-from utils import UserError, seed_everything
+from opponents import ask
+from utils import UserError
 
 GOAL_REWARD = 10.0
 # A flip of the table in y changes the signs of y, angle, y velocity, spin; y force and torque
 MIRROR = [1, -1, -1, 1, -1, -1] * 2 + [1, -1, 1, -1, 1, 1] + [1, -1, -1, 1]
+SPACES = (  # of observations and actions
+    gymnasium.spaces.Box(-np.inf, np.inf, (18,), np.float32),
+    gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32),
+)
 MODES = ("NORMAL", "TRAIN_SHOOTING", "TRAIN_DEFENSE")
 
 
@@ -65,8 +66,7 @@ class HockeyGames(VectorEnv):
         if weights.sum() == 0:
             raise UserError("hockey.modes: at least one share must be above 0.")
         self.mode_shares = weights / weights.sum()
-        self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (18,), np.float32)
-        self.single_action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
+        self.single_observation_space, self.single_action_space = SPACES
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.rewards = np.zeros((2, num_envs), np.float32)  # of the last step, both views
@@ -178,78 +178,3 @@ class HockeyGames(VectorEnv):
             "opponent_action": opponent_actions,
             "opponent_reward": self.rewards[1],
         }
-
-
-class Hall(gymnasium.Env):
-    """Some of the games with a pool of their own, as one environment in a process of its own.
-
-    What one environment has no place for (a reward per game, ...) is in its info.
-    """
-
-    def __init__(self, config, games, pool):
-        """`pool`: the state of the pool to begin with."""
-        self.config, self.games, self.pool = config, games, pool
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (games, 18), np.float32)
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (games, 4), np.float32)
-
-    def reset(self, *, seed=None, options=None):
-        """Starts all games, and everything random in this process."""
-        torch.set_num_threads(1)
-        seed_everything(seed)
-        self.opponents = OpponentPool(self.config.opponents, self.games)
-        self.follow(self.pool)
-        self.opponents.start(seed)
-        self.table = HockeyGames(self.config.hockey, self.games, self.opponents)
-        return self.table.reset(seed=seed)
-
-    def step(self, actions):
-        """One decision (games, 4) in every game."""
-        observations, rewards, terminated, truncated, info = self.table.step(actions)
-        info |= {"reward": rewards, "terminated": terminated, "truncated": truncated}
-        return observations, 0.0, False, False, info
-
-    def follow(self, pool):
-        """Takes over the state of the pool, with snapshots that are new."""
-        self.opponents.restore(pool)
-
-
-class HockeyHalls(VectorEnv):
-    """Many games side by side as `HockeyGames`, in training, spread over the CPU cores."""
-
-    def __init__(self, config, num_envs, pool):
-        """`pool` learns the results; the halls hear of them when it has a new snapshot."""
-        halls = next(n for n in range(min(cores(), num_envs), 0, -1) if num_envs % n == 0)
-        hall = partial(Hall, config, num_envs // halls, pool.state())
-        self.halls = AsyncVectorEnv([hall] * halls, autoreset_mode=AutoresetMode.DISABLED)
-        self.num_envs, self.pool, self.known = num_envs, pool, list(pool.snapshots)
-        self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (18,), np.float32)
-        self.single_action_space = gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
-        close_at_exit(self.halls)
-
-    def reset(self, *, seed=None, options=None):
-        """Starts all games -> observations (n, 18), info. One seed determines everything."""
-        observations, info = self.halls.reset(seed=seed)
-        return observations.reshape(-1, 18), self._of_games(info)
-
-    def step(self, actions):
-        """One decision (n, 4) in every game; returns what `HockeyGames.step` does."""
-        if list(self.pool.snapshots) != self.known:
-            self.known = list(self.pool.snapshots)
-            self.halls.call("follow", self.pool.state())
-        observations, *_, info = self.halls.step(actions.reshape(self.halls.action_space.shape))
-        info = self._of_games(info)
-        results = (info.pop(name) for name in ("reward", "terminated", "truncated"))
-        return observations.reshape(-1, 18), *results, info
-
-    @staticmethod
-    def _of_games(info):
-        """Returns the halls' info with one entry per game."""
-        names = (name for name in info if not name.startswith("_"))
-        return {name: np.concatenate(list(info[name])) for name in names}
-
-    def close_extras(self, **options):
-        """Ends the processes."""
-        self.halls.close()

@@ -12,17 +12,13 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.distributions import (
-    Distribution,
-    Independent,
-    Normal,
-    OneHotCategorical,
-    kl_divergence,
-)
+from torch.distributions import Independent, Normal, OneHotCategorical, kl_divergence
 
 from utils import symexp, symlog, two_hot
 
-Distribution.set_default_validate_args(False)  # to look at numbers is to wait for the device
+torch.distributions.Distribution.set_default_validate_args(
+    False
+)  # to look at numbers is to wait for the device
 
 
 def activate(size, config):

@@ -1,7 +1,5 @@
 """The game as one player sees it: rows, sides, ends, rewards, shaping, symmetry."""
 
-import contextlib
-
 import gymnasium
 import numpy as np
 import pytest
@@ -10,11 +8,9 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 import hockey_env
-import hockey_wrapper
-from dreamer import Dreamer
 from environments import HockeyWrapper, make_environments
 from hockey_wrapper import MIRROR, HockeyGames, load_game
-from opponents import OneOpponent, OpponentPool, PerGame, load
+from opponents import OneOpponent, PerGame, load
 from utils import UserError
 
 
@@ -375,60 +371,3 @@ def test_the_opponents_row_is_ours_with_the_sides_swapped():
         assert np.allclose(left[1], right[4]["opponent_reward"])
         assert np.allclose(left[4]["opponent_reward"], right[1])
         assert np.array_equal(left[4]["winner"], -right[4]["winner"])
-
-
-# ---------------------------------------------------------------------------- in processes
-
-
-def make_halls(count, monkeypatch, cores=2, **opponents):
-    """Games in so many processes, and their pool."""
-    monkeypatch.setattr(hockey_wrapper, "cores", lambda: cores)
-    keys = {f"opponents__{key}": value for key, value in opponents.items()}
-    config = make_config(vectorization="async", hockey__frame_skip=16, **keys)
-    pool = OpponentPool(config.opponents, count)
-    return make_environments(config, count, pool), pool
-
-
-def test_games_in_processes_are_like_any(monkeypatch):
-    rows = []
-    for _ in range(2):
-        halls, _ = make_halls(6, monkeypatch, cores=4)
-        assert len(halls.unwrapped.halls.processes) == 3  # each has as many games
-        with contextlib.closing(halls):
-            observation, info = halls.reset(seed=3)
-            assert observation.shape == (6, 18) and np.isfinite(observation).all()
-            for action in random_actions(6, 40):
-                step = halls.step(action)
-                rows.append((*step[:4], step[4]["winner"], step[4]["opponent_action"]))
-                assert set(step[4]["opponent"]) <= {"weak", "strong"}
-    first, again = rows[:40], rows[40:]
-    for one, other in zip(first, again, strict=True):
-        assert all(map(np.array_equal, one, other))
-    ends = np.array([row[2] | row[3] for row in first])
-    winners, goals = (np.array([row[i] for row in first]) for i in (4, 2))
-    assert ends.sum() >= 6 and ((winners != 0) == goals).all()
-    assert not (ends[1:] & ends[:-1]).any()  # the step after an end only starts the next game
-
-
-def test_a_new_snapshot_is_met_in_all_processes(monkeypatch, tmp_path):
-    halls, pool = make_halls(4, monkeypatch, weak=0.5, strong=0, snapshots=0.5)
-    with contextlib.closing(halls):
-        halls.reset(seed=0)
-        met = set(halls.step(random_actions(4, 1)[0])[4]["opponent"])
-        assert met == {"weak"}
-        path = tmp_path / "snapshot_0000007.safetensors"
-        Dreamer(make_config(), 18, 4).save(path)
-        pool.add_snapshot(path)
-        names = [halls.step(action)[4]["opponent"] for action in random_actions(4, 60)]
-    assert all("snapshot_0000007" in of_game for of_game in zip(*names, strict=True))
-    assert {name for row in names for name in row} == {"weak", "snapshot_0000007"}
-
-
-def test_an_opponent_that_fails_in_a_process_is_named(monkeypatch, tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text("class Lost:\n    def act(self, observation):\n        return 1 / 0\n")
-    spec = f"{path}:Lost"
-    halls, _ = make_halls(2, monkeypatch, files=f"[{spec}]", files_share=1, weak=0, strong=0)
-    with contextlib.closing(halls), pytest.raises(UserError, match="'Lost' failed: ZeroDivision"):
-        halls.reset(seed=0)
-        halls.step(random_actions(2, 1)[0])
