@@ -14,7 +14,7 @@ import json
 import re
 import subprocess
 import time
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from string import Template
 
@@ -60,7 +60,7 @@ def read_metrics(csv_path):
 
 
 def read_evaluations(csv_path):
-    """Returns the rows with evaluations: axes, `measures`, and games where they are wins.
+    """Returns the rows with evaluations, by any of the `measures`.
 
     Raises `UserError` if the file is missing, unreadable or has none.
     """
@@ -74,8 +74,7 @@ def read_evaluations(csv_path):
     if not columns or not set(AXES) <= set(frame.columns) or frame[columns].isna().all(axis=None):
         raise UserError(f"{csv_path} holds no evaluations.")
     frame[columns] = frame[columns].round(6)  # logged with 7 digits: 90% must not read 89.99999%
-    games = frame.columns.intersection([games_of(column) for column in columns])
-    return frame[[*AXES, *columns, *games]].dropna(subset=columns, how="all").reset_index(drop=True)
+    return frame.dropna(subset=columns, how="all").reset_index(drop=True)
 
 
 def read_runs(csv_paths):
@@ -112,11 +111,6 @@ def measures(frame):
     return wins + [column for column in ("evaluation/return",) if column in frame]
 
 
-def games_of(column):
-    """Returns the column with the games behind a column of wins."""
-    return column.removesuffix("wins") + "games"
-
-
 def titled(column):
     """Returns a measure in words."""
     *_, opponent, kind = column.split("/")
@@ -128,7 +122,7 @@ def results(frame, column):
 
     Low and high are the 95% Wilson interval of wins.
     """
-    games = frame.get(games_of(column), 0)
+    games = frame.get(column.removesuffix("wins") + "games", 0)
     points = frame[list(AXES)].assign(value=frame[column], games=games).dropna()
     low = high = points["value"]
     if (points["games"] > 0).all():
@@ -236,15 +230,14 @@ def meaning(column):
 
 def panel(title, columns, traces, note="", wide=False, **yaxis):
     """Returns what the page draws in one frame; columns: of the CSV."""
-    parts = {"title": title.replace("_", " "), "note": note, "wide": wide}
-    parts["help"] = "\n".join(map(meaning, columns))
-    return parts | {"columns": list(columns), "traces": traces, "yaxis": yaxis}
+    words = {"title": title.replace("_", " "), "help": "\n".join(map(meaning, columns))}
+    return dict(columns=list(columns), traces=traces, note=note, wide=wide, yaxis=yaxis, **words)
 
 
 def evaluation_panel(frame, opponent):
     """Returns the panel of wins, draws and losses against an opponent."""
-    columns = [f"evaluation/{opponent}/{name}" for name in (*RESULTS, "games")]
-    columns = [column for column in columns if column in frame]
+    known = (f"evaluation/{opponent}/{name}" for name in (*RESULTS, "games"))
+    columns = [column for column in known if column in frame]
     traces = result_lines(results(frame, columns[0]), "wins", "fixed", RESULTS["wins"], "wins")
     note = "".join(f"wins {text}" for text in traces[-1]["text"][-1:])
     for look, column in enumerate(columns[1:-1], 1):
@@ -273,17 +266,10 @@ def curves_panel(frame, title, metrics):
 @functools.cache
 def commit():
     """Returns the commit of this code, as far as it is known."""
-    command = [
-        "git",
-        "-C",
-        COLUMNS.parent,
-        "describe",
-        "--always",
-        "--exclude=*",
-        "--dirty=, changed",
-    ]
+    command = ["git", "describe", "--always", "--exclude=*", "--dirty=, changed"]
     with contextlib.suppress(OSError):
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+        told = subprocess.run(command, cwd=COLUMNS.parent, capture_output=True)
+        return told.stdout.decode().strip() or "unknown"
     return "unknown"
 
 
@@ -367,8 +353,12 @@ def final_table(points):
     return rows
 
 
-def comparison_panels(points):
-    """Returns a panel for each measure of `compared`: a line for each label, or for its mean."""
+def write_comparison_page(points, html_path, title="comparison", table=(), about=""):
+    """Writes a page of the results of several runs, as `compared` returns them, side by side.
+
+    Runs of one label are seeds of one experiment and share a colour: their mean is drawn too.
+    `table` (rows of texts, the first one is the head) stands below the curves, `about` above.
+    """
     looks, panels = list(points["label"].unique()), []
     for column, shown in points.groupby("column", sort=False):
         traces = []
@@ -377,25 +367,16 @@ def comparison_panels(points):
             traces += result_lines(line, name, kind, COLORS[look % len(COLORS)], label, look)
         scale = SHARES if column.endswith("/wins") else {}
         panels.append(panel(titled(column), [column], traces, wide=True, **scale))
-    return panels
-
-
-def write_comparison_page(points, html_path, title="comparison", table=(), about=""):
-    """Writes a page of the results of several runs, as `compared` returns them, side by side.
-
-    Runs of one label are seeds of one experiment and share a colour: their mean is drawn too.
-    `table` (rows of texts, the first one is the head) stands below the curves, `about` above.
-    """
     games = points["games"][points["kind"] != "smoothed"]
     fewest, most = games.min(), games.max()
     text = f"<b>{fewest:.0f}</b> " + (f"to <b>{most:.0f}</b> " if most > fewest else "")
     text = text + "games per point; bands are 95% Wilson intervals." if fewest else ""
-    lines = {"raw": "each seed", "smoothed": "mean over seeds"}
-    lines = lines if (points["kind"] == "smoothed").any() else {}
-    if lines:
+    lines = {}
+    if (points["kind"] == "smoothed").any():
+        lines = {"raw": "each seed", "smoothed": "mean over seeds"}
         text += " A mean's band is the 95% t-interval over its seeds: wide if they are few."
     text = f"{html.escape(about)}<br>{text}" if about else text
-    groups = {"evaluation": comparison_panels(points)}
+    groups = {"evaluation": panels}
     write_curves(html_path, title, text, points, AXES[::-1], groups, lines, table)
 
 
@@ -408,33 +389,29 @@ def write_figure(points, path, axis="environment_steps"):
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("--out needs: pip install matplotlib") from None
-    panels = comparison_panels(points)
-    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
-    for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
-        for before, line in pairwise([None, *panel["traces"]]):
-            x, y, color = points[axis][line["rows"]], line["y"], line["line"]["color"]
-            if "fill" in line:
-                axes.fill_between(x, before["y"], y, color=color, alpha=0.2, linewidth=0)
-            elif line["name"]:
-                style = dict(zip(DASHES, ("-", "--", ":", "-."), strict=True))[line["line"]["dash"]]
-                marker = dict(zip(SYMBOLS, "osDx*", strict=True))[line["marker"]["symbol"]]
-                looks = {"linestyle": style, "marker": marker if "markers" in line["mode"] else ""}
-                label = line["name"] if line["kind"] != "raw" else None
-                opacity, width = line.get("opacity", 1), 0.8 * line["line"]["width"]
-                looks |= {"linewidth": width, "markersize": 3 * width}
-                axes.plot(x, y, color=color, alpha=opacity, label=label, **looks)
-        axes.set(title=panel["title"], xlabel=axis.replace("_", " "))
+    columns, labels = (list(points[key].unique()) for key in ("column", "label"))
+    figure = Figure(figsize=(5 * len(columns), 4), layout="constrained")
+    each = zip(columns, figure.subplots(1, len(columns), squeeze=False)[0], strict=True)
+    for column, axes in each:
+        shown = points[points["column"] == column]
+        for (label, name, kind), line in shown.groupby(["label", "name", "kind"], sort=False):
+            look, is_raw = labels.index(label), kind == "raw"
+            color, dash = COLORS[look % len(COLORS)], ("-", "--", ":", "-.")[look % 4]
+            marker = "osDx*"[look % 5] if len(line) < 30 else ""
+            style = {"alpha": 0.5, "linewidth": 0.8} if is_raw else {"label": name, "linewidth": 2}
+            axes.plot(line[axis], line["value"], dash + marker, color=color, **style)
+            if not is_raw:
+                band = line[axis], line["low"], line["high"]
+                axes.fill_between(*band, color=color, alpha=0.2, linewidth=0)
+        axes.set(title=titled(column), xlabel=axis.replace("_", " "))
         axes.grid(alpha=0.3)
-        if panel["yaxis"]:
-            axes.set_ylim(panel["yaxis"]["range"])
+        if column.endswith("/wins"):
+            axes.set_ylim(SHARES["range"])
             axes.yaxis.set_major_formatter("{x:.0%}")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-
-    def write(file):
-        figure.savefig(file, format=Path(path).suffix[1:] or "svg")
-
+    kind = Path(path).suffix[1:] or "svg"
     try:
-        write_atomically(path, write)
+        write_atomically(path, lambda file: figure.savefig(file, format=kind))
     except ValueError as error:
         raise UserError(f"{path}: {one_line(error)}.") from None
 
@@ -469,15 +446,10 @@ def aligned(rows):
     return "\n".join("   ".join(map(str.ljust, cells, widths)).rstrip() for cells in lines)
 
 
+@functools.lru_cache(2)  # Plotly, which every page asks for, is compressed once
 def packed(text):
     """Returns a text compressed for a page: Plotly alone is 4.8 MB, and phones open pages."""
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
-
-
-@functools.cache
-def packed_plotly():
-    """Returns the Plotly library that comes with its Python package, compressed once."""
-    return packed(get_plotlyjs())
 
 
 def fill_template(html_path, data, template="page.html", **parts):
@@ -490,6 +462,6 @@ def fill_template(html_path, data, template="page.html", **parts):
         parts,
         time=f"{time.strftime('%Y-%m-%d %H:%M')} by the code of commit {commit()}",
         data=packed(json.dumps(data, separators=(",", ":"))),
-        plotly=packed_plotly() if data else "",
+        plotly=packed(get_plotlyjs()) if data else "",
     )
     write_atomically(html_path, lambda file: file.write_text(page, encoding="utf-8"))
