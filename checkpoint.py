@@ -50,14 +50,16 @@ def write_atomically(path, write, previous=None):
     temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode  # by the umask; safetensors lets nobody else read its files
         write(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())  # safetensors lets nobody else read its files
+        temporary.chmod(mode)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         if previous is not None and path.exists():
             _rename(path, previous)
         _rename(temporary, path)
-        _flush_folder(path.parent)
     except BaseException as error:
         reason = one_line(error)
         with contextlib.suppress(OSError):
@@ -72,29 +74,13 @@ def write_atomically(path, write, previous=None):
 
 def _rename(path, target):
     """Renames a file. On Windows nobody may have the target open, if only to look for viruses."""
-    for pause in (0.05, 0.2):
+    for pause in (0.05, 0.2, None):
         try:
             return os.replace(path, target)
         except PermissionError:
+            if not pause:
+                raise
             time.sleep(pause)
-    return os.replace(path, target)
-
-
-def _umask():
-    """Returns the permissions that new files don't get; there is no way but to set and reset it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
-def _flush_folder(folder):
-    """Makes renames in it outlast a power cut, where the system can be asked for that."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def check_writable(folder):
@@ -107,10 +93,11 @@ def check_writable(folder):
         raise UserError(f"The folder {folder}/ is read-only: make it writable, or run elsewhere.")
 
 
-def hold(path):
+def hold(path, what):
     """Locks a file until `os.close` of what it returns, or until the process ends, however it does.
 
-    Raises `UserError` if another process has it. Where files can't be locked, nothing happens.
+    Raises `UserError` if another process has it, and with it `what` is trained. Where files can't
+    be locked, nothing happens.
     """
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -120,7 +107,7 @@ def hold(path):
             msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
     except (BlockingIOError, PermissionError):
         os.close(file)
-        raise UserError("another process is training it just now") from None
+        raise UserError(f"{what} is taken: another process is training it just now.") from None
     except OSError:
         pass
     return file
@@ -177,11 +164,8 @@ class RunFiles:
         """
         for folder in (self.folder.parent, self.csv.parent, self.page.parent):
             check_writable(folder)
-        try:
-            lock = hold(self.folder.parent / f".{self.run}.lock")
-            self.release = weakref.finalize(self, os.close, lock)
-        except UserError as error:
-            raise UserError(f"The run '{self.run}' is taken: {error}.") from None
+        lock = hold(self.folder.parent / f".{self.run}.lock", f"The run '{self.run}'")
+        self.release = weakref.finalize(self, os.close, lock)
         can_resume = self.newest.exists() or self.previous.exists()
         if resume and can_resume:
             return False
@@ -230,7 +214,7 @@ class Metrics:
 
     def __init__(self, path, track=lambda row: None):
         """`track`: gets each row as well."""
-        self.path, self.track, self.rows = Path(path), track, []  # the CSV's rows, as dicts
+        self.path, self.track, self.rows = Path(path), track, []  # rows: of the CSV, as dicts
         self.pending, self.seconds = {}, {}
         self.started = time.time()
 
