@@ -86,7 +86,7 @@ class Window:
             clock.tick(match.fps * speed / (SLOW if is_slow else 1))
 
     def reset(self):
-        """Starts a game: nothing to forget."""
+        pass
 
     def act(self, observation):
         """Returns the action (4,) of the keys held down or tapped; `observation` is not used."""

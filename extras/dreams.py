@@ -107,10 +107,7 @@ def is_near(observation):
 
 
 def mean_errors(agent, games):
-    """Returns name -> metres missed (H_DREAM,) and metres moved meanwhile (H_DREAM,), of all games.
-
-    NaN where there were no such moments.
-    """
+    """Returns name -> metres missed and moved meanwhile in all games, (H_DREAM,); NaN: never."""
     observations = [game.observation for game in games]
     errors = torch.cat([distances(dreams_of(agent, game), game.observation) for game in games], 1)
     moved = torch.cat([distances(one.expand(H_DREAM, 1, -1, -1), one) for one in observations], 1)
@@ -171,8 +168,7 @@ def page_data(agent, game, means):
     errors = distances(dreamed, game.observation)
     figures = {"mean error of a dream, m": {name: means[name][0] for name in PARTS}}
     for part, name in enumerate(PARTS):
-        lines = {f"{k} ahead": errors[k - 1, :, part] for k in HORIZONS}
-        figures[f"error, {name}, m"] = lines
+        figures[f"error, {name}, m"] = {f"{k} ahead": errors[k - 1, :, part] for k in HORIZONS}
     figures |= predictions(agent, game)
     latents = used = None  # mean probabilities (G, C), and how many of C classes they use
     if agent.rssm.posterior.categorical:
@@ -209,21 +205,18 @@ def table_rows(means, seconds):
 def summary(names, games, shown, means, seconds):
     """Returns a line on who plays whom in the game shown, and how far ahead the agent can see."""
     result = {1: "won", 0: "drawn", -1: "lost"}[shown.winner]
-    text = "<b>{}</b> (red) against <b>{}</b> (blue), ".format(*map(html.escape, names))
-    text += f"{result} after {(len(shown.reward) - 1) * seconds:.1f} s. "
     seen = int((means["puck"][0] <= SHARP).long().cumprod(0).sum())
-    limit = "at least " if seen == H_DREAM else ""
-    text += f"It sees the puck to within {SHARP:g} m for {limit}<b>{seen} decisions</b> "
-    text += f"({seen * seconds:.2f} s) ahead. Mean errors over "
-    return text + ("this game:" if len(games) == 1 else f"{len(games)} games:")
+    return (
+        "<b>{}</b> (red) against <b>{}</b> (blue), ".format(*map(html.escape, names))
+        + f"{result} after {(len(shown.reward) - 1) * seconds:.1f} s. It sees the puck to within"
+        f" {SHARP:g} m for {'at least ' * (seen == H_DREAM)}<b>{seen} decisions</b>"
+        f" ({seen * seconds:.2f} s) ahead. Mean errors over"
+        f" {'this game' if len(games) == 1 else f'{len(games)} games'}:"
+    )
 
 
 def dream(options):
-    """Writes a page with what the agent imagines.
-
-    It is the page `options.out` of options.agent against options.against: `options.games` are
-    played, the longest one is shown. Raises `UserError` for an unknown agent or opponent.
-    """
+    """Writes the page options.out: the longest of options.games of agent and against, dreamed."""
     player = load(find_agent(options.agent))
     opponent = load(options.against, options.games, options.seed)
     games = record_games(player.agent, opponent, options.games, options.seed)
@@ -238,5 +231,4 @@ def dream(options):
         summary=summary((player.name, opponent.name), games, shown, means, seconds),
         table=table_markup(table),
     )
-    print(aligned([[cell.replace("\n", " ") for cell in row] for row in table]))
-    print(f"The page: {options.out}")
+    print(f"{aligned(table)}\nThe page: {options.out}")

@@ -60,10 +60,7 @@ def read_metrics(csv_path):
 
 
 def read_evaluations(csv_path):
-    """Returns the rows with evaluations, by any of the `measures`.
-
-    Raises `UserError` if the file is missing, unreadable or has none.
-    """
+    """Returns the rows with any of the `measures`; `UserError` if there are none, or no file."""
     if not Path(csv_path).is_file():
         raise UserError(f"There is no file {csv_path}.")
     try:
@@ -95,7 +92,6 @@ def read_runs(csv_paths):
 
 
 def run_name(label, seed):
-    """Returns what a legend calls a run."""
     return label if seed is None else f"{label}, seed {seed}"
 
 
@@ -112,16 +108,12 @@ def measures(frame):
 
 
 def titled(column):
-    """Returns a measure in words."""
     *_, opponent, kind = column.split("/")
     return f"wins against {opponent}" if kind == "wins" else kind
 
 
 def results(frame, column):
-    """Returns axes, value and games (0 if it is no share of them), low and high of a measure.
-
-    Low and high are the 95% Wilson interval of wins.
-    """
+    """Returns axes, value, its games (or 0), and low and high: wins have a Wilson interval."""
     games = frame.get(column.removesuffix("wins") + "games", 0)
     points = frame[list(AXES)].assign(value=frame[column], games=games).dropna()
     low = high = points["value"]
@@ -170,8 +162,7 @@ def extremes(values, points=1000):
 def trace(values, name, kind, color, width=2.5, look=0, **style):
     """Returns a Plotly line, with row numbers of the CSV for x: the page looks up the axis.
 
-    `kind`: "raw" and "smoothed" lines can be switched off, "fixed" ones can't. `look`: a number
-    for dashes and markers.
+    `kind`: all but "fixed" lines can be switched off. `look`: a number for dashes and markers.
     """
     return {
         "name": name.replace("_", " "),
@@ -221,7 +212,7 @@ def documented():
 
 
 def meaning(column):
-    """Returns what is known of a column, as a tooltip."""
+    """Returns the tooltip of a column."""
     for name, (unit, text, healthy) in documented().items():
         if re.fullmatch(name, column):
             return f"{column} [{unit}]: {text}" + (f"\nhealthy: {healthy}" if healthy else "")
@@ -247,10 +238,7 @@ def evaluation_panel(frame, opponent):
 
 
 def curves_panel(frame, title, metrics):
-    """Returns a panel of metrics (name -> column) of one scale, raw (pale) and smoothed (bold).
-
-    The newest value of a single metric is its note.
-    """
+    """Returns a panel of metrics (name -> column) of one scale, raw (pale) and smoothed (bold)."""
     data, traces, note = frame[list(metrics.values())], [], ""
     for look, (name, column) in enumerate(metrics.items()):
         values, color = data[column].dropna(), RESULTS.get(name, COLORS[look % len(COLORS)])
@@ -310,8 +298,8 @@ def write_page(csv_path, html_path, config=None):
 def compared(runs):
     """Returns the results of runs (label, seed, evaluations) and their means over seeds, as points.
 
-    They are of the `measures` that all of the runs have; of each label with several seeds there is
-    a mean, of kind "smoothed". Raises `UserError` if there is nothing to compare by.
+    They are of the `measures` that all of the runs have, or `UserError`; the mean of a label with
+    several seeds is of kind "smoothed".
     """
     labels, parts = [label for label, _, _ in runs], []
     common = [column for column in measures(runs[0][2]) if all(column in run[2] for run in runs)]
@@ -331,10 +319,9 @@ def compared(runs):
 
 
 def final_table(points):
-    """Returns rows of texts, the first one the head: how far each label of `compared` has come.
+    """Returns rows of texts below a head: how far each label of `compared` has come, how soon.
 
-    That is its last evaluation, over its seeds; and the mean of all of its evaluations, which tells
-    how soon it got there.
+    That is its last evaluation, over its seeds; and the mean of all of its evaluations.
     """
     columns = list(points["column"].unique())
     heads = [head for column in columns for head in (titled(column), "mean of the whole run")]
@@ -367,33 +354,27 @@ def write_comparison_page(points, html_path, title="comparison", table=(), about
             traces += result_lines(line, name, kind, COLORS[look % len(COLORS)], label, look)
         scale = SHARES if column.endswith("/wins") else {}
         panels.append(panel(titled(column), [column], traces, wide=True, **scale))
-    games = points["games"][points["kind"] != "smoothed"]
-    fewest, most = games.min(), games.max()
-    text = f"<b>{fewest:.0f}</b> " + (f"to <b>{most:.0f}</b> " if most > fewest else "")
-    text = text + "games per point; bands are 95% Wilson intervals." if fewest else ""
-    lines = {}
+    lines, text, games = {}, "", points["games"][points["kind"] != "smoothed"]
+    if games.min():
+        counts = " to ".join(f"<b>{count:.0f}</b>" for count in sorted({games.min(), games.max()}))
+        text = f"{counts} games per point; bands are 95% Wilson intervals."
     if (points["kind"] == "smoothed").any():
         lines = {"raw": "each seed", "smoothed": "mean over seeds"}
         text += " A mean's band is the 95% t-interval over its seeds: wide if they are few."
     text = f"{html.escape(about)}<br>{text}" if about else text
-    groups = {"evaluation": panels}
-    write_curves(html_path, title, text, points, AXES[::-1], groups, lines, table)
+    write_curves(html_path, title, text, points, AXES[::-1], {"evaluation": panels}, lines, table)
 
 
 def write_figure(points, path, axis="environment_steps"):
-    """Writes what `compared` returned as a figure for a report: .svg, .pdf or .png.
-
-    Raises `UserError` if Matplotlib, which draws it, is missing or does not know such a file.
-    """
+    """Writes `compared` runs as .svg, .pdf or .png; `UserError` if Matplotlib can't."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("--out needs: pip install matplotlib") from None
-    columns, labels = (list(points[key].unique()) for key in ("column", "label"))
-    figure = Figure(figsize=(5 * len(columns), 4), layout="constrained")
-    each = zip(columns, figure.subplots(1, len(columns), squeeze=False)[0], strict=True)
-    for column, axes in each:
-        shown = points[points["column"] == column]
+    labels, count = list(points["label"].unique()), points["column"].nunique()
+    figure = Figure(figsize=(5 * count, 4), layout="constrained")
+    places = figure.subplots(1, count, squeeze=False)[0]
+    for (column, shown), axes in zip(points.groupby("column", sort=False), places, strict=True):
         for (label, name, kind), line in shown.groupby(["label", "name", "kind"], sort=False):
             look, is_raw = labels.index(label), kind == "raw"
             color, dash = COLORS[look % len(COLORS)], ("-", "--", ":", "-.")[look % 4]
@@ -419,8 +400,7 @@ def write_figure(points, path, axis="environment_steps"):
 def write_curves(path, title, text, frame, axes, groups, lines, table=()):
     """Writes a page of curves over one of these columns (axes) of a frame, the first at first.
 
-    groups: heading -> panels; lines: kind -> label of those that can be switched on and off;
-    table: rows of texts below the curves.
+    groups: heading -> panels; lines: kind -> label of a switch; table: rows of texts below.
     """
     x = frame[list(axes)].round(3).astype(object)
     data = {"axes": x.where(x.notna(), None).to_dict("list"), "lines": lines}
@@ -453,10 +433,7 @@ def packed(text):
 
 
 def fill_template(html_path, data, template="page.html", **parts):
-    """Writes a page of `parts` (HTML each) and of the data it draws, if any, below `head.html`.
-
-    In one step, so that no reader meets half a page. Raises `UserError` if it can't be written.
-    """
+    """Writes a page of `parts` (HTML each) and of the data it draws, if any, below `head.html`."""
     files = (Path(__file__).with_name(name) for name in ("head.html", template))
     page = Template("".join(file.read_text("utf-8") for file in files)).substitute(
         parts,
