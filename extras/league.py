@@ -32,8 +32,7 @@ class League:
     """What was played, and what it says about each player.
 
     `played`: (a, b) -> the `Result` of a against b, each pair once; here (b, a) joins. `ratings`:
-    name -> OpenSkill's rating, or None where that is not installed. `names`: the best first, by
-    rating, or else by mean win rate.
+    as by `rate`. `names`: the best first, by rating, or else by mean win rate.
     """
 
     played: dict
@@ -84,10 +83,7 @@ class League:
 
 
 def find_players(specs):
-    """Returns name -> bot or path of each player, named by its run or file, or else as it is here.
-
-    Raises `UserError` if one can't play, or if there are fewer than two.
-    """
+    """Returns name -> bot or path of each player, at least two; a name is its run's, if unique."""
     found = {}  # bot or path -> as it is named here
     for spec in specs:
         player = find_player(spec)
@@ -101,10 +97,9 @@ def find_players(specs):
 
 
 def play_league(players, games, seed=0, plan=False):
-    """Returns the `League` in which every pair played so many games, a multiple of four.
+    """Returns the `League` in which every pair of players (name -> bot or path) played its games.
 
-    players: name -> bot or path. Every pair starts from the same positions, so its games don't
-    depend on who else takes part. `plan`: agents look ahead.
+    Every pair starts from the same positions, so its games don't depend on who else takes part.
     """
     played = {}
     for pair in tqdm(list(combinations(players, 2)), "pairs", leave=False, disable=None):

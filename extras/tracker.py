@@ -8,10 +8,9 @@ from utils import UserError
 
 
 def open_tracker(config):
-    """Returns a function of the gradient step at which the run begins or goes on.
+    """Returns a function: gradient step at which a run begins -> what sends a CSV's row there.
 
-    It returns another one that sends a row of the CSV there as well, by the config's `tracker`.
-    Raises `UserError` if its package is not installed.
+    Raises `UserError` if the package of the config's `tracker` is not installed.
     """
     try:
         if config.tracker == "wandb":
