@@ -28,12 +28,9 @@ import pygame
 
 FPS = 50
 SCALE = 60.0  # pixels per metre
-VIEWPORT_W = 600
-VIEWPORT_H = 480
-W = VIEWPORT_W / SCALE
-H = VIEWPORT_H / SCALE
-CENTER_X = W / 2
-CENTER_Y = H / 2
+VIEWPORT_W, VIEWPORT_H = 600, 480  # pixels
+W, H = VIEWPORT_W / SCALE, VIEWPORT_H / SCALE
+CENTER_X, CENTER_Y = W / 2, H / 2
 ZONE = W / 20  # width of the strip before the centre line in which rackets are slowed down
 GOAL_SIZE = 75  # pixels from the middle of a goal to its post
 MAX_ANGLE = math.pi / 3
@@ -74,7 +71,6 @@ class Mode(enum.Enum):
 
     @classmethod
     def _missing_(cls, value):
-        """Returns the mode of a name; ValueError if there is none."""
         if isinstance(value, str) and value in cls.__members__:
             return cls[value]
         names = ", ".join(cls.__members__)
@@ -208,7 +204,7 @@ class HockeyEnv(gymnasium.Env):
         size = 18 if self.keep_mode else 16
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
         self.player1 = self.player2 = self.puck = None
-        self._table = self._window = self._clock = None
+        self._window = self._clock = None
         self.world = Box2D.b2World(gravity=(0, 0), doSleep=True)
         self.world.contactListener = self._contacts = PuckContacts(self)
         parts = [((CENTER_X, y), polygon(WALL)) for y in (H - 0.5, 0.5)]
@@ -388,10 +384,7 @@ class HockeyEnv(gymnasium.Env):
         return action
 
     def set_state(self, observation):
-        """Puts everything where player one's observation, (18,) or (16,), says; time goes on.
-
-        Raises ValueError on a wrong shape or a NaN.
-        """
+        """Puts everything where player one's observation, (18,) or (16,), says, or ValueError."""
         state, shape = np.asarray(observation, np.float64), self.observation_space.shape
         if state.shape != shape or not np.isfinite(state).all():
             raise ValueError(f"State has shape {state.shape}, but must be {shape} finite numbers.")
@@ -417,12 +410,8 @@ class HockeyEnv(gymnasium.Env):
             return None
         if mode not in self.metadata["render_modes"]:
             raise ValueError(f"Render mode is {mode!r}, but must be human or rgb_array.")
-        if self._table is None:
-            self._table = draw_background()
-            for body, _ in self._static:
-                draw_body(self._table, body)
-        surface = self._table.copy()
-        for body in (self.player1, self.player2, self.puck):
+        surface = draw_background()
+        for body in (*(body for body, _ in self._static), self.player1, self.player2, self.puck):
             draw_body(surface, body)
         picture = pygame.transform.smoothscale(surface, (VIEWPORT_W, VIEWPORT_H))
         if mode == "rgb_array":
@@ -436,7 +425,6 @@ class HockeyEnv(gymnasium.Env):
         pygame.event.pump()
         pygame.display.flip()
         self._clock.tick(FPS)
-        return None
 
     def close(self):
         """Closes the window, if there is one."""
@@ -446,10 +434,7 @@ class HockeyEnv(gymnasium.Env):
 
 
 def read_action(action, size):
-    """Returns the numbers of an action, float32 within [-1, 1], as a list of `size` floats.
-
-    Raises ValueError on a wrong shape or a NaN.
-    """
+    """Returns an action as `size` float32 within [-1, 1]; ValueError on a wrong shape or a NaN."""
     action = np.asarray(action, np.float32)
     if action.shape != (size,):
         raise ValueError(f"The action has shape {action.shape}, but must have shape ({size},).")
