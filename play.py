@@ -47,10 +47,7 @@ class Window:
     name = "you"
 
     def __init__(self, size, player=None):
-        """`size`: of the match; `player`: 1 plays on the left, 2 on the right, None only watches.
-
-        Raises `UserError` if there is no screen to open a window on.
-        """
+        """`size`: of the match; `player`: 1 plays on the left, 2 on the right, None watches."""
         self.player, self.help = player, KEYS + HELP if player else HELP
         try:
             pygame.display.init()
@@ -132,8 +129,8 @@ def dream(options):
     (dream_of_images if sees_images else dream_of_hockey)(options)
 
 
-def command_line():
-    """Returns the parser of all commands."""
+def main(arguments=None):
+    """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -160,12 +157,7 @@ def command_line():
     add("--against", default="strong", metavar="OPPONENT")
     add("--out", default="plots/dream.html", metavar="PATH")
     add("--games", type=int, default=8)
-    return parser
-
-
-def main(arguments=None):
-    """Runs the command; returns the exit status."""
-    options = command_line().parse_args(arguments)
+    options = parser.parse_args(arguments)
     quiet_console()
     torch.set_num_threads(1)  # one game's small matrices: more threads only wait for each other
     try:
