@@ -131,10 +131,7 @@ def save(path, tensors, previous=None, **metadata):
 
 
 def load(path):
-    """Returns the tensors (name -> tensor) and the metadata that `save` wrote.
-
-    Raises `UserError` if there is no such file, or if one bit of it is not as it was.
-    """
+    """Returns tensors (name -> tensor) and metadata as saved; `UserError` if one bit is not so."""
     try:
         with safe_open(path, "pt") as file:
             texts = file.metadata() or {}
@@ -158,10 +155,7 @@ class RunFiles:
         self.csv, self.page = Path("metrics") / f"{run}.csv", Path("plots") / f"{run}.html"
 
     def claim(self, resume, overwrite):
-        """Returns whether the run starts from nothing; from now on it is this process's alone.
-
-        Raises `UserError` if its name is taken.
-        """
+        """Returns whether the run starts from nothing; it is this process's now, or `UserError`."""
         for folder in (self.folder.parent, self.csv.parent, self.page.parent):
             check_writable(folder)
         lock = hold(self.folder.parent / f".{self.run}.lock", f"The run '{self.run}'")
@@ -210,10 +204,9 @@ class RunFiles:
 
 
 class Metrics:
-    """Collects metrics between two rows of `metrics/<run>.csv` and keeps that file up to date."""
+    """Collects metrics between two rows of a CSV, which it keeps; `track` gets each row, too."""
 
     def __init__(self, path, track=lambda row: None):
-        """`track`: gets each row as well."""
         self.path, self.track, self.rows = Path(path), track, []  # rows: of the CSV, as dicts
         self.pending, self.seconds = {}, {}
         self.started = time.time()
@@ -251,10 +244,7 @@ class Metrics:
             check_finite({key: torch.nan}, f"at gradient step {step}")
 
     def write(self, gradient_steps, environment_steps):
-        """Appends one row with the x axes (both steps, minutes), writes the CSV.
-
-        Raises `UserError`, after writing, if a metric is not finite.
-        """
+        """Appends a row to the CSV; `UserError`, after that, if a metric is not finite."""
         axes = {"gradient_steps": gradient_steps, "environment_steps": environment_steps}
         row = axes | {"minutes": (time.time() - self.started) / 60}
         before = self.rows[-1] if self.rows else dict.fromkeys(row, 0)

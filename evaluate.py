@@ -57,10 +57,11 @@ def main(arguments=None):
     """Does what the command line asks for; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
     player = "a path, a name in checkpoints/, a bot, path.py:Class"
-    parser.add_argument("player", nargs="?", help=player)
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("player", nargs="?", help=player)
+    asked.add_argument("--league", nargs="*", metavar="PLAYER", help="instead: a round robin")
+    asked.add_argument("--compare", nargs="+", metavar="CSV", help="instead: draw runs together")
     parser.add_argument("--against", nargs="+", help="opponents (weak strong)")
-    parser.add_argument("--league", nargs="*", metavar="PLAYER", help="instead: a round robin")
-    parser.add_argument("--compare", nargs="+", metavar="CSV", help="instead: draw runs together")
     parser.add_argument("--page", help="of the league or comparison (default: plots/<which>.html)")
     parser.add_argument("--out", help="of the comparison: a figure as well, .svg, .pdf or .png")
     parser.add_argument("--games", type=int, help="per opponent (200) or pair of the league (100)")
@@ -69,9 +70,6 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     quiet_console()
     torch.set_num_threads(1)  # small matrices: more threads only wait for each other
-    asked = [options.player, options.league, options.compare]
-    if asked.count(None) != 2:
-        parser.error("name a player, or all players after --league, or CSVs after --compare")
     try:
         if not 0 <= options.seed < 2**31:
             raise UserError("--seed must be from 0 to 2147483647.")

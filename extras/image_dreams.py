@@ -61,9 +61,8 @@ def in_colour(images):
     channels = images.shape[-1]
     if channels == 3:
         return images
-    if channels == 1:
-        return images.repeat(3, -1)
-    hues = [pygame.Color.from_hsva(360 * k / channels, 60, 100, 100)[:3] for k in range(channels)]
+    looks = [(360 * k / channels, 60 * (channels > 1), 100, 100) for k in range(channels)]
+    hues = [pygame.Color.from_hsva(look)[:3] for look in looks]
     return (images[..., None] * np.array(hues) / 255).max(-2)
 
 
