@@ -19,15 +19,7 @@ from functools import partial
 import torch
 
 from environments import make_environments
-from extras.league import report
-from extras.plots import (
-    aligned,
-    compared,
-    final_table,
-    read_runs,
-    write_comparison_page,
-    write_figure,
-)
+from extras import league, plots
 from machine import quiet_console
 from matches import episode_returns, play_match
 from opponents import BOTS, load, of_another_world
@@ -80,15 +72,15 @@ def main(arguments=None):
             evaluate(options)
         elif options.league is not None:
             page = options.page or "plots/league.html"
-            report(options.league, options.games or 100, options.seed, page, options.plan)
+            league.report(options.league, options.games or 100, options.seed, page, options.plan)
         else:
             page = options.page or "plots/compare.html"
-            points = compared(read_runs(options.compare))
-            table = final_table(points)
-            write_comparison_page(points, page, table=table)
-            print(f"{aligned(table)}\nThe page: {page}")
+            points = plots.compared(plots.read_runs(options.compare))
+            table = plots.final_table(points)
+            plots.write_comparison_page(points, page, table=table)
+            print(f"{plots.aligned(table)}\nThe page: {page}")
             if options.out:
-                write_figure(points, options.out)
+                plots.write_figure(points, options.out)
                 print(f"The figure: {options.out}")
     except UserError as error:
         print(f"evaluate.py: {error}", file=sys.stderr)

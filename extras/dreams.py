@@ -155,12 +155,6 @@ def reconstruction(agent, game):
     return decoded
 
 
-def plain(values, digits=2):
-    """Returns nested lists of rounded numbers for JSON; what is not finite becomes None."""
-    values = np.round(np.asarray(values.cpu(), np.float64), digits)
-    return np.where(np.isfinite(values), values, None).tolist()
-
-
 @torch.no_grad()
 def page_data(agent, game, means):
     """Returns what `dreams.html` draws."""
@@ -173,20 +167,16 @@ def page_data(agent, game, means):
     latents = used = None  # mean probabilities (G, C), and how many of C classes they use
     if agent.rssm.posterior.categorical:
         latents = agent.rssm.posterior(game.state[0], agent.embed(game.observation)[0]).mean(0)
-        used = plain(torch.special.entr(latents).sum(-1).exp().mean(), 1)
-        latents = plain(latents, 3)
+        used = round(float(torch.special.entr(latents).sum(-1).exp().mean()), 1)
     return {
         "seconds": agent.config.hockey.frame_skip / FPS,  # per decision
-        "real": plain(game.observation[:, DRAWN]),
-        "posterior": plain(reconstruction(agent, game)[:, DRAWN]),
+        "real": game.observation[:, DRAWN],
+        "posterior": reconstruction(agent, game)[:, DRAWN],
         "dreams": {  # (T+1, H_DREAM, 8)
-            "played": plain(dreamed[:, 0, :, DRAWN].transpose(0, 1)),
-            "own": plain(own[..., DRAWN].transpose(0, 1)),
+            "played": dreamed[:, 0, :, DRAWN].transpose(0, 1),
+            "own": own[..., DRAWN].transpose(0, 1),
         },
-        "figures": {
-            title: {name: plain(values, 5) for name, values in lines.items()}
-            for title, lines in figures.items()
-        },
+        "figures": figures,
         "latents": latents,
         "used": used,
     }
@@ -202,19 +192,6 @@ def table_rows(means, seconds):
     return rows
 
 
-def summary(names, games, shown, means, seconds):
-    """Returns a line on who plays whom in the game shown, and how far ahead the agent can see."""
-    result = {1: "won", 0: "drawn", -1: "lost"}[shown.winner]
-    seen = int((means["puck"][0] <= SHARP).long().cumprod(0).sum())
-    return (
-        "<b>{}</b> (red) against <b>{}</b> (blue), ".format(*map(html.escape, names))
-        + f"{result} after {(len(shown.reward) - 1) * seconds:.1f} s. It sees the puck to within"
-        f" {SHARP:g} m for {'at least ' * (seen == H_DREAM)}<b>{seen} decisions</b>"
-        f" ({seen * seconds:.2f} s) ahead. Mean errors over"
-        f" {'this game' if len(games) == 1 else f'{len(games)} games'}:"
-    )
-
-
 def dream(options):
     """Writes the page options.out: the longest of options.games of agent and against, dreamed."""
     player = load(find_agent(options.agent))
@@ -222,13 +199,22 @@ def dream(options):
     games = record_games(player.agent, opponent, options.games, options.seed)
     shown = max(games, key=lambda game: len(game.reward))
     means, seconds = mean_errors(player.agent, games), player.frame_skip / FPS
-    table = table_rows(means, seconds)
+    names, table = map(html.escape, (player.name, opponent.name)), table_rows(means, seconds)
+    result = {1: "won", 0: "drawn", -1: "lost"}[shown.winner]
+    seen = int((means["puck"][0] <= SHARP).long().cumprod(0).sum())
+    text = (
+        "<b>{}</b> (red) against <b>{}</b> (blue), ".format(*names)
+        + f"{result} after {(len(shown.reward) - 1) * seconds:.1f} s. It sees the puck to within"
+        f" {SHARP:g} m for {'at least ' * (seen == H_DREAM)}<b>{seen} decisions</b>"
+        f" ({seen * seconds:.2f} s) ahead. Mean errors over"
+        f" {'this game' if len(games) == 1 else f'{len(games)} games'}:"
+    )
     fill_template(
         options.out,
         page_data(player.agent, shown, means),
         template="dreams.html",
         title=html.escape(f"What {player.name} dreams"),
-        summary=summary((player.name, opponent.name), games, shown, means, seconds),
+        summary=text,
         table=table_markup(table),
     )
     print(f"{aligned(table)}\nThe page: {options.out}")

@@ -132,10 +132,7 @@ def rate(played, seed=0):
 def report(specs, games, seed, page, plan=False):
     """Plays, prints the league and draws its page. Raises `UserError` for what can't be played."""
     if games % 4:
-        raise UserError(
-            f"--games must be a multiple of 4, not {games}: only then both sides and both starts"
-            " come up equally often."
-        )
+        raise UserError(f"--games must be a multiple of 4, not {games}: 2 sides, 2 starts each.")
     players = find_players(specs)
     check_writable(Path(page).parent)
     league = play_league(players, games, seed, plan)

@@ -365,7 +365,7 @@ def write_comparison_page(points, html_path, title="comparison", table=(), about
     write_curves(html_path, title, text, points, AXES[::-1], {"evaluation": panels}, lines, table)
 
 
-def write_figure(points, path, axis="environment_steps"):
+def write_figure(points, path):
     """Writes `compared` runs as .svg, .pdf or .png; `UserError` if Matplotlib can't."""
     try:
         from matplotlib.figure import Figure
@@ -380,11 +380,11 @@ def write_figure(points, path, axis="environment_steps"):
             color, dash = COLORS[look % len(COLORS)], ("-", "--", ":", "-.")[look % 4]
             marker = "osDx*"[look % 5] if len(line) < 30 else ""
             style = {"alpha": 0.5, "linewidth": 0.8} if is_raw else {"label": name, "linewidth": 2}
-            axes.plot(line[axis], line["value"], dash + marker, color=color, **style)
+            axes.plot(line["environment_steps"], line["value"], dash + marker, color=color, **style)
             if not is_raw:
-                band = line[axis], line["low"], line["high"]
+                band = line["environment_steps"], line["low"], line["high"]
                 axes.fill_between(*band, color=color, alpha=0.2, linewidth=0)
-        axes.set(title=titled(column), xlabel=axis.replace("_", " "))
+        axes.set(title=titled(column), xlabel="environment steps")
         axes.grid(alpha=0.3)
         if column.endswith("/wins"):
             axes.set_ylim(SHARES["range"])
@@ -432,13 +432,19 @@ def packed(text):
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
+def plain(tensor):
+    """Returns a tensor as JSON takes it, to four digits; what is not finite becomes None."""
+    values = np.round(np.asarray(tensor.cpu(), np.float64), 4)
+    return np.where(np.isfinite(values), values, None).tolist()
+
+
 def fill_template(html_path, data, template="page.html", **parts):
     """Writes a page of `parts` (HTML each) and of the data it draws, if any, below `head.html`."""
     files = (Path(__file__).with_name(name) for name in ("head.html", template))
     page = Template("".join(file.read_text("utf-8") for file in files)).substitute(
         parts,
         time=f"{time.strftime('%Y-%m-%d %H:%M')} by the code of commit {commit()}",
-        data=packed(json.dumps(data, separators=(",", ":"))),
+        data=packed(json.dumps(data, separators=(",", ":"), default=plain)),
         plotly=packed(get_plotlyjs()) if data else "",
     )
     write_atomically(html_path, lambda file: file.write_text(page, encoding="utf-8"))
