@@ -272,8 +272,7 @@ class HockeyEnv(gymnasium.Env):
         if self.mode is not Mode.NORMAL:
             position_two = (4 * W / 5 + uniform(-W / 3, W / 6), CENTER_Y + uniform(-H / 4, H / 4))
         if self.mode is Mode.TRAIN_DEFENSE:
-            x = CENTER_X + uniform(0, W / 3)
-            y = CENTER_Y + 0.8 * uniform(-H / 2, H / 2)
+            x, y = CENTER_X + uniform(0, W / 3), CENTER_Y + 0.8 * uniform(-H / 2, H / 2)
             target_y = CENTER_Y + 0.6 * uniform(-GOAL_SIZE / SCALE, GOAL_SIZE / SCALE)
             self._build_bodies(position_two, (x, y))
             way = Box2D.b2Vec2(0, target_y) - self.puck.position
@@ -282,8 +281,7 @@ class HockeyEnv(gymnasium.Env):
         else:
             is_left = self.one_starts or self.mode is Mode.TRAIN_SHOOTING
             x = CENTER_X + (-1 if is_left else 1) * uniform(H / 8, H / 4)
-            y = CENTER_Y + uniform(-H / 8, H / 8)
-            self._build_bodies(position_two, (x, y))
+            self._build_bodies(position_two, (x, CENTER_Y + uniform(-H / 8, H / 8)))
         if self.render_mode == "human":
             self.render()
         return self._observation(self._one, self._two), self._info(self._one)
@@ -345,7 +343,6 @@ class HockeyEnv(gymnasium.Env):
         return self._observation(self._two, self._one)
 
     def _info(self, own):
-        """Returns the info of the own racket's player."""
         side, limit = own.side, self.max_timesteps
         puck, speed = self._puck_position, side * self._puck_velocity.x
         closeness = 0.0
@@ -361,7 +358,6 @@ class HockeyEnv(gymnasium.Env):
         }
 
     def get_info_agent_two(self):
-        """Returns player two's info, with the keys of player one's."""
         return self._info(self._two)
 
     def get_reward(self, info):
@@ -427,7 +423,6 @@ class HockeyEnv(gymnasium.Env):
         self._clock.tick(FPS)
 
     def close(self):
-        """Closes the window, if there is one."""
         if self._window is not None:
             pygame.display.quit()
             self._window = None
@@ -484,7 +479,6 @@ class BasicOpponent:
         self.seed(seed)
 
     def seed(self, seed=None):
-        """Starts the swinging again from a seed."""
         self.generator = np.random.default_rng(seed)
         self.phase = math.pi * self.generator.random()
 

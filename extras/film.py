@@ -103,7 +103,6 @@ class Episodes:
         self.size = self.picture().get_size()
 
     def frames(self):
-        """Plays from the first episode on; yields whenever there is something new to see."""
         self.returns.clear()
         for game in range(self.games):
             observation, _ = self.worlds.reset(seed=None if game else self.seed)
@@ -119,7 +118,6 @@ class Episodes:
                     break
 
     def picture(self):
-        """Returns a pygame surface: the world as it draws itself."""
         image = pygame.surfarray.make_surface(self.worlds.render()[0].swapaxes(0, 1))
         return pygame.transform.scale_by(image, max(1, -(-SMALLEST // min(image.get_size()))))
 

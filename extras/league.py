@@ -48,7 +48,6 @@ class League:
         self.names.sort(key=scores.get, reverse=True)
 
     def results(self, name):
-        """Returns one `Result` against each of the others."""
         return [self.played[name, other] for other in self.names if other != name]
 
     def worst_case(self, name):

@@ -212,7 +212,6 @@ def documented():
 
 
 def meaning(column):
-    """Returns the tooltip of a column."""
     for name, (unit, text, healthy) in documented().items():
         if re.fullmatch(name, column):
             return f"{column} [{unit}]: {text}" + (f"\nhealthy: {healthy}" if healthy else "")
@@ -226,7 +225,6 @@ def panel(title, columns, traces, note="", wide=False, **yaxis):
 
 
 def evaluation_panel(frame, opponent):
-    """Returns the panel of wins, draws and losses against an opponent."""
     known = (f"evaluation/{opponent}/{name}" for name in (*RESULTS, "games"))
     columns = [column for column in known if column in frame]
     traces = result_lines(results(frame, columns[0]), "wins", "fixed", RESULTS["wins"], "wins")
