@@ -3,7 +3,6 @@
 A drop-in for the lab's `hockey.hockey_env` (`import hockey_env as h_env`) that plays the same games
 several times faster and keeps gymnasium's rules: float32 observations, a timeout is a truncation,
 one seed reproduces a whole run.
-It leaves to others: what a single player sees, rewards made for learning, many games side by side.
 
 Lengths are metres (one is 60 pixels), angles radians, velocities metres per second. Observation:
     0-1 own position, from the centre | 2 own angle | 3-4 own velocity | 5 own angular velocity

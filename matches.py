@@ -1,7 +1,6 @@
 """Matches and their statistics: wins, draws, losses with Wilson intervals, by who started.
 
-Games are played side by side until the last one has ended. Who the players are is left to
-`opponents.py`, the game to `hockey_wrapper.py`.
+Games are played side by side until the last one has ended.
 """
 
 import contextlib

@@ -6,9 +6,6 @@ python play.py human champion --right
 python play.py tournament champion --server-url ADDRESS --server-port PORT --token TOKEN
 python play.py dream champion --against strong --out plots/dream.html
 
-Agents are named by a path or by what they are called in checkpoints/; bots by weak, strong, random;
-own code by path.py:Class.
-
 Exit status: 0 it is done, 2 something to mend (one sentence says what), 130 Ctrl-C.
 """
 

@@ -1,7 +1,7 @@
 """A look into an agent's dreams: a page with the real game and the agent's imagination of it.
 
 Plays games, lets the world model imagine on from every moment of them, and measures how far it
-strays. `dreams.html` draws it; parsing the command line is left to `play.py`.
+strays. `dreams.html` draws it.
 """
 
 import html

@@ -1,7 +1,7 @@
 """The dreams of an agent that sees images: real, dreamed and difference in rows, at a slider.
 
 Plays an episode, lets the world model imagine on from moments of it with the actions that were
-played, and paints both. `image_dreams.html` shows it; the command line is left to `play.py`.
+played, and paints both. `image_dreams.html` shows it.
 """
 
 import base64

@@ -1,8 +1,7 @@
 """Offline HTML pages of interactive curves, drawn from the CSV files that runs log.
 
 A run's own page shows every metric in its file, also those of groups unknown here; a comparison
-shows the wins of several runs. `page.html` draws what is put together here. Measuring, averaging
-and logging the numbers, and deciding when to draw them again, are left to others.
+shows the wins of several runs. `page.html` draws what is put together here.
 """
 
 import base64
