@@ -217,4 +217,5 @@ def dream(options):
         summary=text,
         table=table_markup(table),
     )
-    print(f"{aligned(table)}\nThe page: {options.out}")
+    print(aligned([[cell.replace("\n", " ") for cell in row] for row in table]))
+    print(f"The page: {options.out}")

@@ -5,10 +5,7 @@ It needs no screen; the window and the keyboard are in `play.py`.
 
 import contextlib
 import itertools
-import os
 from pathlib import Path
-
-os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # its greeting
 
 import numpy as np
 import pygame

@@ -373,23 +373,24 @@ def write_figure(points, path):
     places = figure.subplots(1, count, squeeze=False)[0]
     for (column, shown), axes in zip(points.groupby("column", sort=False), places, strict=True):
         for (label, name, kind), line in shown.groupby(["label", "name", "kind"], sort=False):
-            look, is_raw = labels.index(label), kind == "raw"
+            look = labels.index(label)
             color, dash = COLORS[look % len(COLORS)], ("-", "--", ":", "-.")[look % 4]
             marker = "osDx*"[look % 5] if len(line) < 30 else ""
-            style = {"alpha": 0.5, "linewidth": 0.8} if is_raw else {"label": name, "linewidth": 2}
-            axes.plot(line["environment_steps"], line["value"], dash + marker, color=color, **style)
-            if not is_raw:
-                band = line["environment_steps"], line["low"], line["high"]
-                axes.fill_between(*band, color=color, alpha=0.2, linewidth=0)
+            x, style = line["environment_steps"], {"label": name, "linewidth": 2}
+            if kind == "raw":
+                style = {"alpha": 0.5, "linewidth": 0.8, "markersize": 2}
+            else:
+                axes.fill_between(x, line["low"], line["high"], color=color, alpha=0.2, linewidth=0)
+            axes.plot(x, line["value"], dash + marker, color=color, **style)
         axes.set(title=titled(column), xlabel="environment steps")
         axes.grid(alpha=0.3)
         if column.endswith("/wins"):
             axes.set_ylim(SHARES["range"])
             axes.yaxis.set_major_formatter("{x:.0%}")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    kind = Path(path).suffix[1:] or "svg"
+    form = Path(path).suffix[1:] or "svg"
     try:
-        write_atomically(path, lambda file: figure.savefig(file, format=kind))
+        write_atomically(path, lambda file: figure.savefig(file, format=form))
     except ValueError as error:
         raise UserError(f"{path}: {one_line(error)}.") from None
 
