@@ -26,7 +26,10 @@ TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 
 
 def load_config(name, overrides=()):
-    """Returns a config, read-only: of this path or name in configs/, with `key=value` overrides."""
+    """Returns the read-only config of a path, or name in configs/, with `key=value` overrides.
+
+    Raises `UserError` for the first thing in it that is not as it should be.
+    """
     rules = {key: rule_of(text, comment) for key, (text, comment) in read_yaml(COMPLETE).items()}
     files = [find_config(name)]
     while base := read_yaml(files[-1]).get("base"):

@@ -379,7 +379,7 @@ class HockeyEnv(gymnasium.Env):
         return action
 
     def set_state(self, observation):
-        """Puts everything where player one's observation, (18,) or (16,), says, or ValueError."""
+        """Puts all where player one's observation, (18,) or (16,), says; or ValueError."""
         state, shape = np.asarray(observation, np.float64), self.observation_space.shape
         if state.shape != shape or not np.isfinite(state).all():
             raise ValueError(f"State has shape {state.shape}, but must be {shape} finite numbers.")

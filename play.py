@@ -44,7 +44,7 @@ class Window:
     name = "you"
 
     def __init__(self, size, player=None):
-        """`size`: of the match; `player`: 1 plays on the left, 2 on the right, None watches."""
+        """`player`: 1 plays on the left, 2 on the right, None watches. `UserError`: no screen."""
         self.player, self.help = player, KEYS + HELP if player else HELP
         try:
             pygame.display.init()

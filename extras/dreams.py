@@ -193,7 +193,7 @@ def table_rows(means, seconds):
 
 
 def dream(options):
-    """Writes the page options.out: the longest of options.games of agent and against, dreamed."""
+    """Writes the page options.out: the longest of options.games of agent against an opponent."""
     player = load(find_agent(options.agent))
     opponent = load(options.against, options.games, options.seed)
     games = record_games(player.agent, opponent, options.games, options.seed)

@@ -147,7 +147,7 @@ def check_recorder(path):
 
 
 def save_video(match, path, speed=1.0):
-    """Plays the match and films it: .mp4 with every frame, .gif with every second one."""
+    """Plays the match and films it: all frames as .mp4, every second as .gif; or `UserError`."""
     recorder = check_recorder(path)
     if Path(path).suffix.lower() == ".mp4":
         every, how = 1, {"codec": "libx264", "quality": 7}

@@ -82,7 +82,7 @@ class League:
 
 
 def find_players(specs):
-    """Returns name -> bot or path of each player, at least two; a name is its run's, if unique."""
+    """Returns name (of a run or file, or as here) -> bot or path; `UserError`: fewer than two."""
     found = {}  # bot or path -> as it is named here
     for spec in specs:
         player = find_player(spec)
@@ -96,7 +96,7 @@ def find_players(specs):
 
 
 def play_league(players, games, seed=0, plan=False):
-    """Returns the `League` in which every pair of players (name -> bot or path) played its games.
+    """Returns the `League` of players (name -> bot or path); `games`: of a pair, a multiple of 4.
 
     Every pair starts from the same positions, so its games don't depend on who else takes part.
     """

@@ -437,7 +437,7 @@ def plain(tensor):
 
 
 def fill_template(html_path, data, template="page.html", **parts):
-    """Writes a page of `parts` (HTML each) and of the data it draws, if any, below `head.html`."""
+    """Writes a page of `parts` (HTML) and of data to draw, below `head.html`; or `UserError`."""
     files = (Path(__file__).with_name(name) for name in ("head.html", template))
     page = Template("".join(file.read_text("utf-8") for file in files)).substitute(
         parts,
