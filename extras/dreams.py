@@ -45,15 +45,14 @@ def record_games(agent, opponent, count, seed):
     table.reward_kind = settings.reward  # what the agent has learned to predict
     player = agent.player()
     observation, _ = table.reset(seed=seed)
-    reward, over, lengths, rows = np.zeros(count), np.zeros(count, bool), np.zeros(count, int), []
+    reward, lengths, rows = np.zeros(count), np.zeros(count, int), []
     while len(rows) <= lengths.max():
         action = player.act(observation, deterministic=True)
         row = (torch.tensor(part) for part in (observation, action, reward, table.terminated))
         state = [part.clone() for part in player.memory[:3]]
         rows.append([part.to(agent.device).float() for part in row] + state)
-        lengths += ~over
-        observation, reward, terminated, truncated, _ = table.step(action)
-        over = terminated | truncated  # it rests from then on
+        lengths += ~(table.terminated | table.truncated)  # who has ended rests
+        observation, reward, *_ = table.step(action)
     stacked, games = [torch.stack(part) for part in zip(*rows, strict=True)], []
     for game, length in enumerate(lengths):
         observation, action, reward, terminal, *state = (x[: length + 1, game] for x in stacked)
@@ -146,19 +145,12 @@ def predictions(agent, game):
 
 
 @torch.no_grad()
-def reconstruction(agent, game):
-    """Returns the observations (T+1, 18) that the posterior states mean."""
-    h, z, o = game.state
-    decoded = agent.unsquash(agent.rssm.decode(h, z, F.pad(o[:-1], (0, 0, 1, 0))))
-    if agent.rssm.carried:  # asked for a change, and before the first row there is nothing
-        decoded[0] = game.observation[0]
-    return decoded
-
-
-@torch.no_grad()
 def page_data(agent, game, means):
     """Returns what `dreams.html` draws."""
-    dreamed, own = dreams_of(agent, game), imagine(agent, game.state)
+    (h, z, o), dreamed, own = game.state, dreams_of(agent, game), imagine(agent, game.state)
+    seen = agent.unsquash(agent.rssm.decode(h, z, F.pad(o[:-1], (0, 0, 1, 0))))  # (T+1, 18)
+    if agent.rssm.carried:  # asked for a change, and before the first row there is nothing
+        seen[0] = game.observation[0]
     errors = distances(dreamed, game.observation)
     figures = {"mean error of a dream, m": {name: means[name][0] for name in PARTS}}
     for part, name in enumerate(PARTS):
@@ -171,7 +163,7 @@ def page_data(agent, game, means):
     return {
         "seconds": agent.config.hockey.frame_skip / FPS,  # per decision
         "real": game.observation[:, DRAWN],
-        "posterior": reconstruction(agent, game)[:, DRAWN],
+        "posterior": seen[:, DRAWN],
         "dreams": {  # (T+1, H_DREAM, 8)
             "played": dreamed[:, 0, :, DRAWN].transpose(0, 1),
             "own": own[..., DRAWN].transpose(0, 1),

@@ -260,8 +260,7 @@ def commit():
 
 def origin(config):
     """Returns a run, its seed, and how its config differs from the complete one, as HTML."""
-    ours = OmegaConf.to_container(config)
-    different = changes(OmegaConf.to_container(load_config(COMPLETE)), ours)
+    different = changes(*map(OmegaConf.to_container, (load_config(COMPLETE), config)))
     keys = [f"{key}={new}" for key, _, new in different if key not in ("run", "seed")]
     text = f"run {config.run}, seed {config.seed}; hockey.yml {'with ' if keys else ''}"
     return f"<br><small>{html.escape(text + ', '.join(keys))}</small>"
