@@ -87,7 +87,6 @@ RACKET_FIXTURES = {
         shape=polygon(RACKET, side * RACKET_FACTOR, RACKET_FACTOR),
         density=200.0 / RACKET_FACTOR,
         friction=1.0,
-        restitution=0.0,
         categoryBits=0x0010,
         maskBits=0x0011,
     )
@@ -518,11 +517,9 @@ class HockeyEnv_BasicOpponent(HockeyEnv):
     Args: weak_opponent: whether it moves slowly; the others as in `HockeyEnv`.
     """
 
-    def __init__(
-        self, mode=Mode.NORMAL, weak_opponent=False, keep_mode=True, verbose=False, render_mode=None
-    ):
+    def __init__(self, mode=Mode.NORMAL, weak_opponent=False, keep_mode=True, **settings):
         self.opponent = BasicOpponent(weak=weak_opponent, keep_mode=keep_mode)
-        super().__init__(keep_mode, mode, verbose, render_mode)
+        super().__init__(keep_mode, mode, **settings)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (self.num_actions,), np.float32)
 
     def reset(self, one_starting=None, mode=None, seed=None, options=None):
