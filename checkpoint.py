@@ -27,16 +27,14 @@ except ImportError:  # Windows
     import msvcrt
 
 
-class Held(UserError):
-    """Somebody else holds the file just now; it may go well the next time."""
-
-
 @contextlib.contextmanager
 def next_time():
     """Lets its block fail, with a warning, if somebody else holds the file that it writes."""
     try:
         yield
-    except Held as error:
+    except UserError as error:
+        if not isinstance(error.__cause__, PermissionError):
+            raise
         warn(f"{error}; is it open elsewhere? The next row tries again")
 
 
@@ -44,7 +42,7 @@ def write_atomically(path, write, previous=None):
     """Calls `write(temporary_path)`, flushes it to disk and renames it to `path`.
 
     So `path` is never half written. What it was before becomes `previous`, if that is given.
-    Raises `UserError` if the disk or folder refuses, and its `Held` if the file does.
+    Raises `UserError` if the disk, the folder or the file refuses.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.part")
@@ -67,8 +65,7 @@ def write_atomically(path, write, previous=None):
             temporary.unlink()
         # torch reports a full disk as RuntimeError, safetensors with an error of its own
         if isinstance(error, (OSError, RuntimeError, SafetensorError)):
-            kind = Held if isinstance(error, PermissionError) else UserError
-            raise kind(f"Could not write {path}: {reason}") from None
+            raise UserError(f"Could not write {path}: {reason}") from error
         raise
 
 
