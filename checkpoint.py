@@ -93,8 +93,7 @@ def check_writable(folder):
 def hold(path, what):
     """Locks a file until `os.close` of what it returns, or until the process ends, however it does.
 
-    Raises `UserError` if another process has it, and with it `what` is trained. Where files can't
-    be locked, nothing happens.
+    `UserError` on `what` if another process has it. Where files can't be locked, nothing happens.
     """
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -181,10 +180,9 @@ class RunFiles:
             shutil.rmtree(folder, ignore_errors=True)
 
     def load(self):
-        """Returns the newest checkpoint that is whole, as (path, tensors, metadata).
+        """Returns path, tensors, metadata of the newest checkpoint that is whole, or `UserError`.
 
-        A damaged one is left as damaged.safetensors, and it is said. Raises `UserError` if there is
-        no whole one.
+        A damaged one is left as damaged.safetensors, and it is said.
         """
         complaints = []
         for path in filter(Path.exists, (self.newest, self.previous)):

@@ -394,10 +394,7 @@ class HockeyEnv(gymnasium.Env):
             self.player1_has_puck, self.player2_has_puck = int(state[16]), int(state[17])
 
     def render(self, mode=None):
-        """Shows the game in a window ("human"), or returns a picture, uint8 (480, 600, 3).
-
-        Without `mode` the environment's `render_mode` counts. "rgb_array" needs no screen.
-        """
+        """Shows the game ("human"), or returns a picture ("rgb_array"), uint8 (480, 600, 3)."""
         mode = self.render_mode if mode is None else mode
         if mode is None:
             gymnasium.logger.warn("render() without render_mode draws nothing: give one of both.")
@@ -512,10 +509,7 @@ def pd_control(error, speed, gain, braking_time):
 
 
 class HockeyEnv_BasicOpponent(HockeyEnv):
-    """Player one's game against the scripted player; the action is player one's, (4,) or (3,).
-
-    Args: weak_opponent: whether it moves slowly; the others as in `HockeyEnv`.
-    """
+    """Player one's game against the scripted player, weak or not; its action is (4,) or (3,)."""
 
     def __init__(self, mode=Mode.NORMAL, weak_opponent=False, keep_mode=True, **settings):
         self.opponent = BasicOpponent(weak=weak_opponent, keep_mode=keep_mode)

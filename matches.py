@@ -83,11 +83,10 @@ class Result:
 
 
 def play_games(act, opponent, games, settings, seed=0):
-    """Plays so many games side by side against an opponent made for that many; returns a `Result`.
+    """Plays so many normal games side by side against an opponent made for that many -> `Result`.
 
-    `act`: observations (n, 18) -> actions (n, 4), asked once per decision; `settings`: the
-    `config.hockey` whose game and frame skip are played, normal games in any case. Both sides and
-    both starts come up equally often if `games` is a multiple of four.
+    `act`: observations (n, 18) -> actions (n, 4), asked once per decision; `settings`:
+    `config.hockey`. If `games` is a multiple of four, both sides and starts come up equally often.
     """
     table = HockeyGames(settings, games, OneOpponent(opponent), training=False)
     observations, _ = table.reset(seed=seed)

@@ -74,10 +74,9 @@ def read_evaluations(csv_path):
 
 
 def read_runs(csv_paths):
-    """Returns (label, seed, evaluations) of each of several runs.
+    """Returns (label, seed, evaluations) of each <label>_seed<n>.csv or <label>.csv, seed None.
 
-    <label>_seed<n>.csv holds seed n; any other name is a label without a seed. Files of equal
-    names are told apart by their folders. Raises `UserError` as `read_evaluations` does.
+    Files of equal names are told apart by their folders. Raises `UserError` for bad ones.
     """
     paths = [Path(path) for path in dict.fromkeys(csv_paths)]
     are_unique = len({path.stem for path in paths}) == len(paths)
@@ -124,8 +123,7 @@ def results(frame, column):
 def mean_over_seeds(points):
     """Returns the mean results of runs that differ by seed, at gradient steps all have reached.
 
-    The interval is Student's over the seeds, at 95%, and that of wins never narrower than that of
-    all their games.
+    The 95% interval is Student's over the seeds, but never narrower than that of all their games.
     """
     columns = ["environment_steps", "minutes", "value", "games"]
     each = points.pivot_table(columns, "gradient_steps", "name")
@@ -294,8 +292,7 @@ def write_page(csv_path, html_path, config=None):
 def compared(runs):
     """Returns the results of runs (label, seed, evaluations) and their means over seeds, as points.
 
-    They are of the `measures` that all of the runs have, or `UserError`; the mean of a label with
-    several seeds is of kind "smoothed".
+    They are of the `measures` that all of the runs have, or `UserError`; means are "smoothed".
     """
     labels, parts = [label for label, _, _ in runs], []
     common = [column for column in measures(runs[0][2]) if all(column in run[2] for run in runs)]
@@ -315,10 +312,7 @@ def compared(runs):
 
 
 def final_table(points):
-    """Returns rows of texts below a head: how far each label of `compared` has come, how soon.
-
-    That is its last evaluation, over its seeds; and the mean of all of its evaluations.
-    """
+    """Returns rows of texts below a head: each label's last evaluation, and the mean of all."""
     columns = list(points["column"].unique())
     heads = [head for column in columns for head in (titled(column), "mean of the whole run")]
     rows = [["", "seeds", *heads, "gradient steps", "minutes"]]
@@ -337,11 +331,7 @@ def final_table(points):
 
 
 def write_comparison_page(points, html_path, title="comparison", table=(), about=""):
-    """Writes a page of the results of several runs, as `compared` returns them, side by side.
-
-    Runs of one label are seeds of one experiment and share a colour: their mean is drawn too.
-    `table` (rows of texts, the first one is the head) stands below the curves, `about` above.
-    """
+    """Writes a page of `compared` runs: `about`, curves, and a table of rows below a head."""
     looks, panels = list(points["label"].unique()), []
     for column, shown in points.groupby("column", sort=False):
         traces = []
