@@ -27,16 +27,14 @@ except ImportError:  # Windows
     import msvcrt
 
 
-class Held(UserError):
-    """Somebody else holds the file just now; it may go well the next time."""
-
-
 @contextlib.contextmanager
 def next_time():
     """Lets its block fail, with a warning, if somebody else holds the file that it writes."""
     try:
         yield
-    except Held as error:
+    except UserError as error:
+        if not isinstance(error.__cause__, PermissionError):
+            raise
         warn(f"{error}; is it open elsewhere? The next row tries again")
 
 
@@ -44,20 +42,22 @@ def write_atomically(path, write, previous=None):
     """Calls `write(temporary_path)`, flushes it to disk and renames it to `path`.
 
     So `path` is never half written. What it was before becomes `previous`, if that is given.
-    Raises `UserError` if the disk or folder refuses, and its `Held` if the file does.
+    Raises `UserError` if the disk, the folder or the file refuses.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode  # by the umask; safetensors lets nobody else read its files
         write(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())  # safetensors lets nobody else read its files
+        temporary.chmod(mode)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         if previous is not None and path.exists():
             _rename(path, previous)
         _rename(temporary, path)
-        _flush_folder(path.parent)
     except BaseException as error:
         reason = one_line(error)
         with contextlib.suppress(OSError):
@@ -65,36 +65,19 @@ def write_atomically(path, write, previous=None):
             temporary.unlink()
         # torch reports a full disk as RuntimeError, safetensors with an error of its own
         if isinstance(error, (OSError, RuntimeError, SafetensorError)):
-            kind = Held if isinstance(error, PermissionError) else UserError
-            raise kind(f"Could not write {path}: {reason}") from None
+            raise UserError(f"Could not write {path}: {reason}") from error
         raise
 
 
 def _rename(path, target):
     """Renames a file. On Windows nobody may have the target open, if only to look for viruses."""
-    for pause in (0.05, 0.2):
+    for pause in (0.05, 0.2, None):
         try:
             return os.replace(path, target)
         except PermissionError:
+            if not pause:
+                raise
             time.sleep(pause)
-    return os.replace(path, target)
-
-
-def _umask():
-    """Returns the permissions that new files don't get; there is no way but to set and reset it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
-def _flush_folder(folder):
-    """Makes renames in it outlast a power cut, where the system can be asked for that."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def check_writable(folder):
@@ -107,10 +90,10 @@ def check_writable(folder):
         raise UserError(f"The folder {folder}/ is read-only: make it writable, or run elsewhere.")
 
 
-def hold(path):
+def hold(path, what):
     """Locks a file until `os.close` of what it returns, or until the process ends, however it does.
 
-    Raises `UserError` if another process has it. Where files can't be locked, nothing happens.
+    `UserError` on `what` if another process has it. Where files can't be locked, nothing happens.
     """
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -120,7 +103,7 @@ def hold(path):
             msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
     except (BlockingIOError, PermissionError):
         os.close(file)
-        raise UserError("another process is training it just now") from None
+        raise UserError(f"{what} is taken: another process is training it just now.") from None
     except OSError:
         pass
     return file
@@ -144,10 +127,7 @@ def save(path, tensors, previous=None, **metadata):
 
 
 def load(path):
-    """Returns the tensors (name -> tensor) and the metadata that `save` wrote.
-
-    Raises `UserError` if there is no such file, or if one bit of it is not as it was.
-    """
+    """Returns tensors (name -> tensor) and metadata as saved; `UserError` if one bit is not so."""
     try:
         with safe_open(path, "pt") as file:
             texts = file.metadata() or {}
@@ -171,17 +151,11 @@ class RunFiles:
         self.csv, self.page = Path("metrics") / f"{run}.csv", Path("plots") / f"{run}.html"
 
     def claim(self, resume, overwrite):
-        """Returns whether the run starts from nothing; from now on it is this process's alone.
-
-        Raises `UserError` if its name is taken.
-        """
+        """Returns whether the run starts from nothing; it is this process's now, or `UserError`."""
         for folder in (self.folder.parent, self.csv.parent, self.page.parent):
             check_writable(folder)
-        try:
-            lock = hold(self.folder.parent / f".{self.run}.lock")
-            self.release = weakref.finalize(self, os.close, lock)
-        except UserError as error:
-            raise UserError(f"The run '{self.run}' is taken: {error}.") from None
+        lock = hold(self.folder.parent / f".{self.run}.lock", f"The run '{self.run}'")
+        self.release = weakref.finalize(self, os.close, lock)
         can_resume = self.newest.exists() or self.previous.exists()
         if resume and can_resume:
             return False
@@ -206,10 +180,9 @@ class RunFiles:
             shutil.rmtree(folder, ignore_errors=True)
 
     def load(self):
-        """Returns the newest checkpoint that is whole, as (path, tensors, metadata).
+        """Returns path, tensors, metadata of the newest checkpoint that is whole, or `UserError`.
 
-        A damaged one is left as damaged.safetensors, and it is said. Raises `UserError` if there is
-        no whole one.
+        A damaged one is left as damaged.safetensors, and it is said.
         """
         complaints = []
         for path in filter(Path.exists, (self.newest, self.previous)):
@@ -226,11 +199,10 @@ class RunFiles:
 
 
 class Metrics:
-    """Collects metrics between two rows of `metrics/<run>.csv` and keeps that file up to date."""
+    """Collects metrics between two rows of a CSV, which it keeps; `track` gets each row, too."""
 
     def __init__(self, path, track=lambda row: None):
-        """`track`: gets each row as well."""
-        self.path, self.track, self.rows = Path(path), track, []  # the CSV's rows, as dicts
+        self.path, self.track, self.rows = Path(path), track, []  # rows: of the CSV, as dicts
         self.pending, self.seconds = {}, {}
         self.started = time.time()
 
@@ -267,10 +239,7 @@ class Metrics:
             check_finite({key: torch.nan}, f"at gradient step {step}")
 
     def write(self, gradient_steps, environment_steps):
-        """Appends one row with the x axes (both steps, minutes), writes the CSV.
-
-        Raises `UserError`, after writing, if a metric is not finite.
-        """
+        """Appends a row to the CSV; `UserError`, after that, if a metric is not finite."""
         axes = {"gradient_steps": gradient_steps, "environment_steps": environment_steps}
         row = axes | {"minutes": (time.time() - self.started) / 60}
         before = self.rows[-1] if self.rows else dict.fromkeys(row, 0)

@@ -26,7 +26,7 @@ TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 
 
 def load_config(name, overrides=()):
-    """Returns the config of this path, or name in configs/, with `key=value` overrides, read-only.
+    """Returns the read-only config of a path, or name in configs/, with `key=value` overrides.
 
     Raises `UserError` for the first thing in it that is not as it should be.
     """
@@ -63,10 +63,7 @@ def load_config(name, overrides=()):
 
 
 def find_config(name, folder=Path()):
-    """Returns the path of a config given as a path (from `folder`) or as a name in `configs/`.
-
-    That is the folder configs/ here, then the one beside the code.
-    """
+    """Returns the path of a config: a path (from `folder`), or in configs/ here or by the code."""
     named = [path / f"{name}{end}" for path in (Path("configs"), CONFIGS) for end in ("", ".yml")]
     for path in (folder / name, *named):
         if path.is_file():
@@ -170,6 +167,5 @@ def changes(before, after, prefix=""):
 
 
 def print_changes(before, after):
-    """Prints what `changes`, as "seed: 1 -> 2"."""
     for key, old, new in changes(before, after):
         print(f"{key}: {old} -> {new}")

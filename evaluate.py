@@ -19,15 +19,7 @@ from functools import partial
 import torch
 
 from environments import make_environments
-from extras.league import report
-from extras.plots import (
-    aligned,
-    compared,
-    final_table,
-    read_runs,
-    write_comparison_page,
-    write_figure,
-)
+from extras import league, plots
 from machine import quiet_console
 from matches import episode_returns, play_match
 from opponents import BOTS, load, of_another_world
@@ -57,10 +49,11 @@ def main(arguments=None):
     """Does what the command line asks for; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
     player = "a path, a name in checkpoints/, a bot, path.py:Class"
-    parser.add_argument("player", nargs="?", help=player)
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("player", nargs="?", help=player)
+    asked.add_argument("--league", nargs="*", metavar="PLAYER", help="instead: a round robin")
+    asked.add_argument("--compare", nargs="+", metavar="CSV", help="instead: draw runs together")
     parser.add_argument("--against", nargs="+", help="opponents (weak strong)")
-    parser.add_argument("--league", nargs="*", metavar="PLAYER", help="instead: a round robin")
-    parser.add_argument("--compare", nargs="+", metavar="CSV", help="instead: draw runs together")
     parser.add_argument("--page", help="of the league or comparison (default: plots/<which>.html)")
     parser.add_argument("--out", help="of the comparison: a figure as well, .svg, .pdf or .png")
     parser.add_argument("--games", type=int, help="per opponent (200) or pair of the league (100)")
@@ -69,9 +62,6 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     quiet_console()
     torch.set_num_threads(1)  # small matrices: more threads only wait for each other
-    asked = [options.player, options.league, options.compare]
-    if asked.count(None) != 2:
-        parser.error("name a player, or all players after --league, or CSVs after --compare")
     try:
         if not 0 <= options.seed < 2**31:
             raise UserError("--seed must be from 0 to 2147483647.")
@@ -82,15 +72,15 @@ def main(arguments=None):
             evaluate(options)
         elif options.league is not None:
             page = options.page or "plots/league.html"
-            report(options.league, options.games or 100, options.seed, page, options.plan)
+            league.report(options.league, options.games or 100, options.seed, page, options.plan)
         else:
             page = options.page or "plots/compare.html"
-            points = compared(read_runs(options.compare))
-            table = final_table(points)
-            write_comparison_page(points, page, table=table)
-            print(f"{aligned(table)}\nThe page: {page}")
+            points = plots.compared(plots.read_runs(options.compare))
+            table = plots.final_table(points)
+            plots.write_comparison_page(points, page, table=table)
+            print(f"{plots.aligned(table)}\nThe page: {page}")
             if options.out:
-                write_figure(points, options.out)
+                plots.write_figure(points, options.out)
                 print(f"The figure: {options.out}")
     except UserError as error:
         print(f"evaluate.py: {error}", file=sys.stderr)

@@ -3,7 +3,6 @@
 A drop-in for the lab's `hockey.hockey_env` (`import hockey_env as h_env`) that plays the same games
 several times faster and keeps gymnasium's rules: float32 observations, a timeout is a truncation,
 one seed reproduces a whole run.
-It leaves to others: what a single player sees, rewards made for learning, many games side by side.
 
 Lengths are metres (one is 60 pixels), angles radians, velocities metres per second. Observation:
     0-1 own position, from the centre | 2 own angle | 3-4 own velocity | 5 own angular velocity
@@ -28,12 +27,9 @@ import pygame
 
 FPS = 50
 SCALE = 60.0  # pixels per metre
-VIEWPORT_W = 600
-VIEWPORT_H = 480
-W = VIEWPORT_W / SCALE
-H = VIEWPORT_H / SCALE
-CENTER_X = W / 2
-CENTER_Y = H / 2
+VIEWPORT_W, VIEWPORT_H = 600, 480  # pixels
+W, H = VIEWPORT_W / SCALE, VIEWPORT_H / SCALE
+CENTER_X, CENTER_Y = W / 2, H / 2
 ZONE = W / 20  # width of the strip before the centre line in which rackets are slowed down
 GOAL_SIZE = 75  # pixels from the middle of a goal to its post
 MAX_ANGLE = math.pi / 3
@@ -74,7 +70,6 @@ class Mode(enum.Enum):
 
     @classmethod
     def _missing_(cls, value):
-        """Returns the mode of a name; ValueError if there is none."""
         if isinstance(value, str) and value in cls.__members__:
             return cls[value]
         names = ", ".join(cls.__members__)
@@ -92,7 +87,6 @@ RACKET_FIXTURES = {
         shape=polygon(RACKET, side * RACKET_FACTOR, RACKET_FACTOR),
         density=200.0 / RACKET_FACTOR,
         friction=1.0,
-        restitution=0.0,
         categoryBits=0x0010,
         maskBits=0x0011,
     )
@@ -208,7 +202,7 @@ class HockeyEnv(gymnasium.Env):
         size = 18 if self.keep_mode else 16
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
         self.player1 = self.player2 = self.puck = None
-        self._table = self._window = self._clock = None
+        self._window = self._clock = None
         self.world = Box2D.b2World(gravity=(0, 0), doSleep=True)
         self.world.contactListener = self._contacts = PuckContacts(self)
         parts = [((CENTER_X, y), polygon(WALL)) for y in (H - 0.5, 0.5)]
@@ -276,8 +270,7 @@ class HockeyEnv(gymnasium.Env):
         if self.mode is not Mode.NORMAL:
             position_two = (4 * W / 5 + uniform(-W / 3, W / 6), CENTER_Y + uniform(-H / 4, H / 4))
         if self.mode is Mode.TRAIN_DEFENSE:
-            x = CENTER_X + uniform(0, W / 3)
-            y = CENTER_Y + 0.8 * uniform(-H / 2, H / 2)
+            x, y = CENTER_X + uniform(0, W / 3), CENTER_Y + 0.8 * uniform(-H / 2, H / 2)
             target_y = CENTER_Y + 0.6 * uniform(-GOAL_SIZE / SCALE, GOAL_SIZE / SCALE)
             self._build_bodies(position_two, (x, y))
             way = Box2D.b2Vec2(0, target_y) - self.puck.position
@@ -286,8 +279,7 @@ class HockeyEnv(gymnasium.Env):
         else:
             is_left = self.one_starts or self.mode is Mode.TRAIN_SHOOTING
             x = CENTER_X + (-1 if is_left else 1) * uniform(H / 8, H / 4)
-            y = CENTER_Y + uniform(-H / 8, H / 8)
-            self._build_bodies(position_two, (x, y))
+            self._build_bodies(position_two, (x, CENTER_Y + uniform(-H / 8, H / 8)))
         if self.render_mode == "human":
             self.render()
         return self._observation(self._one, self._two), self._info(self._one)
@@ -349,7 +341,6 @@ class HockeyEnv(gymnasium.Env):
         return self._observation(self._two, self._one)
 
     def _info(self, own):
-        """Returns the info of the own racket's player."""
         side, limit = own.side, self.max_timesteps
         puck, speed = self._puck_position, side * self._puck_velocity.x
         closeness = 0.0
@@ -365,7 +356,6 @@ class HockeyEnv(gymnasium.Env):
         }
 
     def get_info_agent_two(self):
-        """Returns player two's info, with the keys of player one's."""
         return self._info(self._two)
 
     def get_reward(self, info):
@@ -388,10 +378,7 @@ class HockeyEnv(gymnasium.Env):
         return action
 
     def set_state(self, observation):
-        """Puts everything where player one's observation, (18,) or (16,), says; time goes on.
-
-        Raises ValueError on a wrong shape or a NaN.
-        """
+        """Puts all where player one's observation, (18,) or (16,), says; or ValueError."""
         state, shape = np.asarray(observation, np.float64), self.observation_space.shape
         if state.shape != shape or not np.isfinite(state).all():
             raise ValueError(f"State has shape {state.shape}, but must be {shape} finite numbers.")
@@ -407,22 +394,15 @@ class HockeyEnv(gymnasium.Env):
             self.player1_has_puck, self.player2_has_puck = int(state[16]), int(state[17])
 
     def render(self, mode=None):
-        """Shows the game in a window ("human"), or returns a picture, uint8 (480, 600, 3).
-
-        Without `mode` the environment's `render_mode` counts. "rgb_array" needs no screen.
-        """
+        """Shows the game ("human"), or returns a picture ("rgb_array"), uint8 (480, 600, 3)."""
         mode = self.render_mode if mode is None else mode
         if mode is None:
             gymnasium.logger.warn("render() without render_mode draws nothing: give one of both.")
             return None
         if mode not in self.metadata["render_modes"]:
             raise ValueError(f"Render mode is {mode!r}, but must be human or rgb_array.")
-        if self._table is None:
-            self._table = draw_background()
-            for body, _ in self._static:
-                draw_body(self._table, body)
-        surface = self._table.copy()
-        for body in (self.player1, self.player2, self.puck):
+        surface = draw_background()
+        for body in (*(body for body, _ in self._static), self.player1, self.player2, self.puck):
             draw_body(surface, body)
         picture = pygame.transform.smoothscale(surface, (VIEWPORT_W, VIEWPORT_H))
         if mode == "rgb_array":
@@ -436,20 +416,15 @@ class HockeyEnv(gymnasium.Env):
         pygame.event.pump()
         pygame.display.flip()
         self._clock.tick(FPS)
-        return None
 
     def close(self):
-        """Closes the window, if there is one."""
         if self._window is not None:
             pygame.display.quit()
             self._window = None
 
 
 def read_action(action, size):
-    """Returns the numbers of an action, float32 within [-1, 1], as a list of `size` floats.
-
-    Raises ValueError on a wrong shape or a NaN.
-    """
+    """Returns an action as `size` float32 within [-1, 1]; ValueError on a wrong shape or a NaN."""
     action = np.asarray(action, np.float32)
     if action.shape != (size,):
         raise ValueError(f"The action has shape {action.shape}, but must have shape ({size},).")
@@ -499,7 +474,6 @@ class BasicOpponent:
         self.seed(seed)
 
     def seed(self, seed=None):
-        """Starts the swinging again from a seed."""
         self.generator = np.random.default_rng(seed)
         self.phase = math.pi * self.generator.random()
 
@@ -535,16 +509,11 @@ def pd_control(error, speed, gain, braking_time):
 
 
 class HockeyEnv_BasicOpponent(HockeyEnv):
-    """Player one's game against the scripted player; the action is player one's, (4,) or (3,).
+    """Player one's game against the scripted player, weak or not; its action is (4,) or (3,)."""
 
-    Args: weak_opponent: whether it moves slowly; the others as in `HockeyEnv`.
-    """
-
-    def __init__(
-        self, mode=Mode.NORMAL, weak_opponent=False, keep_mode=True, verbose=False, render_mode=None
-    ):
+    def __init__(self, mode=Mode.NORMAL, weak_opponent=False, keep_mode=True, **settings):
         self.opponent = BasicOpponent(weak=weak_opponent, keep_mode=keep_mode)
-        super().__init__(keep_mode, mode, verbose, render_mode)
+        super().__init__(keep_mode, mode, **settings)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (self.num_actions,), np.float32)
 
     def reset(self, one_starting=None, mode=None, seed=None, options=None):

@@ -1,7 +1,6 @@
 """Matches and their statistics: wins, draws, losses with Wilson intervals, by who started.
 
-Games are played side by side until the last one has ended. Who the players are is left to
-`opponents.py`, the game to `hockey_wrapper.py`.
+Games are played side by side until the last one has ended.
 """
 
 import contextlib
@@ -21,12 +20,10 @@ LONGEST_EPISODE = 10_000  # steps of an evaluation's episode: it ends there what
 
 def wilson_interval(share, games):
     """Returns the 95% Wilson interval (low, high), within 0..1, of a share of so many games."""
-    z = 1.96
-    center = (share + z**2 / (2 * games)) / (1 + z**2 / games)
-    margin = z * (share * (1 - share) / games + z**2 / (4 * games**2)) ** 0.5
-    margin = margin / (1 + z**2 / games)
-    low, high = center - margin, center + margin
-    return np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0)  # rounding leaves it by 1e-17
+    z, whole = 1.96, 1 + 1.96**2 / games
+    center = (share + z**2 / (2 * games)) / whole
+    margin = z * (share * (1 - share) / games + z**2 / (4 * games**2)) ** 0.5 / whole
+    return np.maximum(center - margin, 0), np.minimum(center + margin, 1)  # but for rounding
 
 
 @dataclass
@@ -46,14 +43,11 @@ class Result:
         return "/".join(map(str, self.counts(chosen)))
 
     def metrics(self, name=None):
-        """Returns the shares of wins, draws and losses, and the number of games, for the CSV.
-
-        `name` is what to call the opponent there (default: its own name).
-        """
-        games = len(self.winner)
-        wins, draws, losses = (count / games for count in self.counts())
-        values = {"wins": wins, "draws": draws, "losses": losses, "games": games}
-        return {f"evaluation/{name or self.opponent}/{key}": value for key, value in values.items()}
+        """Returns shares of wins, draws, losses, and games, for the CSV; `name`: the opponent's."""
+        games, group = len(self.winner), f"evaluation/{name or self.opponent}"
+        outcomes = zip(("wins", "draws", "losses"), self.counts(), strict=True)
+        shares = {f"{group}/{outcome}": count / games for outcome, count in outcomes}
+        return shares | {f"{group}/games": games}
 
     def win_rate(self):
         """Returns the share of games won; a draw is not a win."""
@@ -89,21 +83,16 @@ class Result:
 
 
 def play_games(act, opponent, games, settings, seed=0):
-    """Plays so many games side by side against an opponent made for that many; returns a `Result`.
+    """Plays so many normal games side by side against an opponent made for that many -> `Result`.
 
-    `act`: observations (n, 18) -> actions (n, 4), asked once per decision; `settings`: the
-    `config.hockey` whose game and frame skip are played, normal games in any case. Both sides and
-    both starts come up equally often if `games` is a multiple of four.
+    `act`: observations (n, 18) -> actions (n, 4), asked once per decision; `settings`:
+    `config.hockey`. If `games` is a multiple of four, both sides and starts come up equally often.
     """
     table = HockeyGames(settings, games, OneOpponent(opponent), training=False)
     observations, _ = table.reset(seed=seed)
-    winner, running = np.zeros(games, int), np.ones(games, bool)
-    while running.any():
-        observations, _, terminated, truncated, info = table.step(act(observations))
-        ended = running & (terminated | truncated)
-        winner[ended] = info["winner"][ended]
-        running &= ~ended
-    return Result(opponent.name, winner, table.we_start.copy())
+    while not (table.terminated | table.truncated).all():  # who has ended rests
+        observations, *_ = table.step(act(observations))
+    return Result(opponent.name, table.winner, table.we_start)
 
 
 def play_match(one, two, games, seed=0):
@@ -125,19 +114,18 @@ def episode_returns(act, environments, seed=0):
     """
     with contextlib.closing(environments):
         observations, _ = environments.reset(seed=seed)
-        total, running = np.zeros(len(observations)), np.ones(len(observations), bool)
-        for _ in range(LONGEST_EPISODE):
+        total, running, step = np.zeros(len(observations)), np.ones(len(observations), bool), 0
+        while running.any() and step < LONGEST_EPISODE:
             action = playable(environments, act(observations))
             observations, reward, terminated, truncated, _ = environments.step(action)
             total += reward * running
             running &= ~(terminated | truncated)
-            if not running.any():
-                break
-        else:
-            warn(
-                f"{running.sum()} of {len(running)} evaluation episodes did not end within"
-                f" {LONGEST_EPISODE:,} steps; their returns are those so far"
-            )
+            step += 1
+    if running.any():
+        warn(
+            f"{running.sum()} of {len(running)} evaluation episodes did not end within"
+            f" {LONGEST_EPISODE:,} steps; their returns are those so far"
+        )
     return total
 
 
@@ -147,25 +135,19 @@ def evaluate(agent, config, pool, stop):
     In hockey the score is the worst case: the lowest win rate against a bot or standing against a
     former self. Elsewhere it is the mean return. Raises `Stopped` once `stop` is requested.
     """
-    games, seed = config.evaluation_games, agent.gradient_steps
-    deterministic = config.evaluation_actions == "mode"
+    games, seed, player = config.evaluation_games, agent.gradient_steps, agent.player()
 
-    def fresh_player():
-        player = agent.player()
-
-        def act(observations):
-            stop.check()
-            return player.act(observations, deterministic=deterministic)
-
-        return act
+    def act(observations):
+        stop.check()
+        return player.act(observations, deterministic=config.evaluation_actions == "mode")
 
     if pool is None:
-        episodes = make_environments(config, games)
-        score = float(episode_returns(fresh_player(), episodes, seed).mean())
+        score = float(episode_returns(act, make_environments(config, games), seed).mean())
         return {"evaluation/return": score}, score, {"return": f"{score:.1f}"}
     metrics, scores, shown = {}, [], {}
     for name, rival in pool.rivals(games, seed).items():
-        result = play_games(fresh_player(), rival, games, config.hockey, seed)
+        player.reset()
+        result = play_games(act, rival, games, config.hockey, seed)
         metrics |= result.metrics(name)
         scores.append(result.win_rate() if name in BOTS else result.standing())
         if name in BOTS:

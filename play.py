@@ -6,9 +6,6 @@ python play.py human champion --right
 python play.py tournament champion --server-url ADDRESS --server-port PORT --token TOKEN
 python play.py dream champion --against strong --out plots/dream.html
 
-Agents are named by a path or by what they are called in checkpoints/; bots by weak, strong, random;
-own code by path.py:Class.
-
 Exit status: 0 it is done, 2 something to mend (one sentence says what), 130 Ctrl-C.
 """
 
@@ -47,10 +44,7 @@ class Window:
     name = "you"
 
     def __init__(self, size, player=None):
-        """`size`: of the match; `player`: 1 plays on the left, 2 on the right, None only watches.
-
-        Raises `UserError` if there is no screen to open a window on.
-        """
+        """`player`: 1 plays on the left, 2 on the right, None watches. `UserError`: no screen."""
         self.player, self.help = player, KEYS + HELP if player else HELP
         try:
             pygame.display.init()
@@ -86,7 +80,7 @@ class Window:
             clock.tick(match.fps * speed / (SLOW if is_slow else 1))
 
     def reset(self):
-        """Starts a game: nothing to forget."""
+        pass
 
     def act(self, observation):
         """Returns the action (4,) of the keys held down or tapped; `observation` is not used."""
@@ -132,8 +126,8 @@ def dream(options):
     (dream_of_images if sees_images else dream_of_hockey)(options)
 
 
-def command_line():
-    """Returns the parser of all commands."""
+def main(arguments=None):
+    """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -160,12 +154,7 @@ def command_line():
     add("--against", default="strong", metavar="OPPONENT")
     add("--out", default="plots/dream.html", metavar="PATH")
     add("--games", type=int, default=8)
-    return parser
-
-
-def main(arguments=None):
-    """Runs the command; returns the exit status."""
-    options = command_line().parse_args(arguments)
+    options = parser.parse_args(arguments)
     quiet_console()
     torch.set_num_threads(1)  # one game's small matrices: more threads only wait for each other
     try:

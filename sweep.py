@@ -123,10 +123,7 @@ def name_of(base, config):
 
 
 def follow(runs, parallel, stop):
-    """Runs what has no process yet, at most so many at once -> the exit status of all.
-
-    `stop`: asks all to save and leave; who is stopped by somebody else asks the others.
-    """
+    """Runs them, so many at once, until `stop` asks all to save and leave -> the exit status."""
     waiting = [run for run in runs if not run.process]
     running, told, ended = [run for run in runs if run.process], set(), []
     while running or (waiting and not stop.requested):
@@ -144,7 +141,7 @@ def follow(runs, parallel, stop):
                 words = {0: "done", STOPPED: "stopped"}.get(status) or run.last_words()
                 ended.append(status)
                 running.remove(run)
-                stop.requested |= status == STOPPED
+                stop.requested |= status == STOPPED  # by somebody else, who means all of them
                 tell(f"{run.name}: {words} ({len(ended)} of {len(runs)})")
     return STOPPED if STOPPED in ended or waiting else 2 * any(ended)
 

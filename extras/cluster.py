@@ -71,10 +71,7 @@ def queue(moment):
 
 
 def submit(runs, name, settings, parallel):
-    """Puts the runs that are not there into the queue of a cluster, as one array of jobs.
-
-    `settings`: of sbatch, as key=value. Raises `UserError` if that is not possible.
-    """
+    """Puts runs that are not there into the queue, or `UserError`; `settings`: of sbatch."""
     settings = dict(text.partition("=")[::2] for text in settings)
     if not settings.get("time", "").isdigit():
         raise UserError("--slurm needs time=MINUTES, a whole number: the limit of a job.")

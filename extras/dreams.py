@@ -1,7 +1,7 @@
 """A look into an agent's dreams: a page with the real game and the agent's imagination of it.
 
 Plays games, lets the world model imagine on from every moment of them, and measures how far it
-strays. `dreams.html` draws it; parsing the command line is left to `play.py`.
+strays. `dreams.html` draws it.
 """
 
 import html
@@ -45,15 +45,14 @@ def record_games(agent, opponent, count, seed):
     table.reward_kind = settings.reward  # what the agent has learned to predict
     player = agent.player()
     observation, _ = table.reset(seed=seed)
-    reward, over, lengths, rows = np.zeros(count), np.zeros(count, bool), np.zeros(count, int), []
+    reward, lengths, rows = np.zeros(count), np.zeros(count, int), []
     while len(rows) <= lengths.max():
         action = player.act(observation, deterministic=True)
         row = (torch.tensor(part) for part in (observation, action, reward, table.terminated))
         state = [part.clone() for part in player.memory[:3]]
         rows.append([part.to(agent.device).float() for part in row] + state)
-        lengths += ~over
-        observation, reward, terminated, truncated, _ = table.step(action)
-        over = terminated | truncated  # it rests from then on
+        lengths += ~(table.terminated | table.truncated)  # who has ended rests
+        observation, reward, *_ = table.step(action)
     stacked, games = [torch.stack(part) for part in zip(*rows, strict=True)], []
     for game, length in enumerate(lengths):
         observation, action, reward, terminal, *state = (x[: length + 1, game] for x in stacked)
@@ -107,10 +106,7 @@ def is_near(observation):
 
 
 def mean_errors(agent, games):
-    """Returns name -> metres missed (H_DREAM,) and metres moved meanwhile (H_DREAM,), of all games.
-
-    NaN where there were no such moments.
-    """
+    """Returns name -> metres missed and moved meanwhile in all games, (H_DREAM,); NaN: never."""
     observations = [game.observation for game in games]
     errors = torch.cat([distances(dreams_of(agent, game), game.observation) for game in games], 1)
     moved = torch.cat([distances(one.expand(H_DREAM, 1, -1, -1), one) for one in observations], 1)
@@ -149,48 +145,30 @@ def predictions(agent, game):
 
 
 @torch.no_grad()
-def reconstruction(agent, game):
-    """Returns the observations (T+1, 18) that the posterior states mean."""
-    h, z, o = game.state
-    decoded = agent.unsquash(agent.rssm.decode(h, z, F.pad(o[:-1], (0, 0, 1, 0))))
-    if agent.rssm.carried:  # asked for a change, and before the first row there is nothing
-        decoded[0] = game.observation[0]
-    return decoded
-
-
-def plain(values, digits=2):
-    """Returns nested lists of rounded numbers for JSON; what is not finite becomes None."""
-    values = np.round(np.asarray(values.cpu(), np.float64), digits)
-    return np.where(np.isfinite(values), values, None).tolist()
-
-
-@torch.no_grad()
 def page_data(agent, game, means):
     """Returns what `dreams.html` draws."""
-    dreamed, own = dreams_of(agent, game), imagine(agent, game.state)
+    (h, z, o), dreamed, own = game.state, dreams_of(agent, game), imagine(agent, game.state)
+    seen = agent.unsquash(agent.rssm.decode(h, z, F.pad(o[:-1], (0, 0, 1, 0))))  # (T+1, 18)
+    if agent.rssm.carried:  # asked for a change, and before the first row there is nothing
+        seen[0] = game.observation[0]
     errors = distances(dreamed, game.observation)
     figures = {"mean error of a dream, m": {name: means[name][0] for name in PARTS}}
     for part, name in enumerate(PARTS):
-        lines = {f"{k} ahead": errors[k - 1, :, part] for k in HORIZONS}
-        figures[f"error, {name}, m"] = lines
+        figures[f"error, {name}, m"] = {f"{k} ahead": errors[k - 1, :, part] for k in HORIZONS}
     figures |= predictions(agent, game)
     latents = used = None  # mean probabilities (G, C), and how many of C classes they use
     if agent.rssm.posterior.categorical:
         latents = agent.rssm.posterior(game.state[0], agent.embed(game.observation)[0]).mean(0)
-        used = plain(torch.special.entr(latents).sum(-1).exp().mean(), 1)
-        latents = plain(latents, 3)
+        used = round(float(torch.special.entr(latents).sum(-1).exp().mean()), 1)
     return {
         "seconds": agent.config.hockey.frame_skip / FPS,  # per decision
-        "real": plain(game.observation[:, DRAWN]),
-        "posterior": plain(reconstruction(agent, game)[:, DRAWN]),
+        "real": game.observation[:, DRAWN],
+        "posterior": seen[:, DRAWN],
         "dreams": {  # (T+1, H_DREAM, 8)
-            "played": plain(dreamed[:, 0, :, DRAWN].transpose(0, 1)),
-            "own": plain(own[..., DRAWN].transpose(0, 1)),
+            "played": dreamed[:, 0, :, DRAWN].transpose(0, 1),
+            "own": own[..., DRAWN].transpose(0, 1),
         },
-        "figures": {
-            title: {name: plain(values, 5) for name, values in lines.items()}
-            for title, lines in figures.items()
-        },
+        "figures": figures,
         "latents": latents,
         "used": used,
     }
@@ -206,36 +184,29 @@ def table_rows(means, seconds):
     return rows
 
 
-def summary(names, games, shown, means, seconds):
-    """Returns a line on who plays whom in the game shown, and how far ahead the agent can see."""
-    result = {1: "won", 0: "drawn", -1: "lost"}[shown.winner]
-    text = "<b>{}</b> (red) against <b>{}</b> (blue), ".format(*map(html.escape, names))
-    text += f"{result} after {(len(shown.reward) - 1) * seconds:.1f} s. "
-    seen = int((means["puck"][0] <= SHARP).long().cumprod(0).sum())
-    limit = "at least " if seen == H_DREAM else ""
-    text += f"It sees the puck to within {SHARP:g} m for {limit}<b>{seen} decisions</b> "
-    text += f"({seen * seconds:.2f} s) ahead. Mean errors over "
-    return text + ("this game:" if len(games) == 1 else f"{len(games)} games:")
-
-
 def dream(options):
-    """Writes a page with what the agent imagines.
-
-    It is the page `options.out` of options.agent against options.against: `options.games` are
-    played, the longest one is shown. Raises `UserError` for an unknown agent or opponent.
-    """
+    """Writes the page options.out: the longest of options.games of agent against an opponent."""
     player = load(find_agent(options.agent))
     opponent = load(options.against, options.games, options.seed)
     games = record_games(player.agent, opponent, options.games, options.seed)
     shown = max(games, key=lambda game: len(game.reward))
     means, seconds = mean_errors(player.agent, games), player.frame_skip / FPS
-    table = table_rows(means, seconds)
+    names, table = map(html.escape, (player.name, opponent.name)), table_rows(means, seconds)
+    result = {1: "won", 0: "drawn", -1: "lost"}[shown.winner]
+    seen = int((means["puck"][0] <= SHARP).long().cumprod(0).sum())
+    text = (
+        "<b>{}</b> (red) against <b>{}</b> (blue), ".format(*names)
+        + f"{result} after {(len(shown.reward) - 1) * seconds:.1f} s. It sees the puck to within"
+        f" {SHARP:g} m for {'at least ' * (seen == H_DREAM)}<b>{seen} decisions</b>"
+        f" ({seen * seconds:.2f} s) ahead. Mean errors over"
+        f" {'this game' if len(games) == 1 else f'{len(games)} games'}:"
+    )
     fill_template(
         options.out,
         page_data(player.agent, shown, means),
         template="dreams.html",
         title=html.escape(f"What {player.name} dreams"),
-        summary=summary((player.name, opponent.name), games, shown, means, seconds),
+        summary=text,
         table=table_markup(table),
     )
     print(aligned([[cell.replace("\n", " ") for cell in row] for row in table]))

@@ -5,10 +5,7 @@ It needs no screen; the window and the keyboard are in `play.py`.
 
 import contextlib
 import itertools
-import os
 from pathlib import Path
-
-os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # its greeting
 
 import numpy as np
 import pygame
@@ -79,12 +76,11 @@ class Match:
         return surface
 
     def outcome(self):
-        """Returns the score in words."""
         left, right = self.players
         return f"{left.name} {self.score[0]} : {self.score[1]} {right.name}"
 
     def close(self):
-        """There is nothing to let go of."""
+        self.env.close()
 
 
 class Episodes:
@@ -93,9 +89,9 @@ class Episodes:
     def __init__(self, agent, games, seed=0):
         """`games`: how many episodes. Raises `UserError` if the world can't draw itself."""
         self.agent, self.games, self.seed = agent.player(), games, seed
-        asked = make_environments(agent.config, 1)
-        asked.close()
-        if "rgb_array" not in asked.metadata.get("render_modes", ()):
+        with contextlib.closing(make_environments(agent.config, 1)) as worlds:
+            modes = worlds.metadata.get("render_modes", ())
+        if "rgb_array" not in modes:
             raise UserError(f"{agent.config.environment} can't draw itself (rgb_array).")
         self.worlds = make_environments(agent.config, 1, render_mode="rgb_array")
         self.fps = self.worlds.metadata.get("render_fps", FPS) / agent.config.wrappers.action_repeat
@@ -104,7 +100,6 @@ class Episodes:
         self.size = self.picture().get_size()
 
     def frames(self):
-        """Plays from the first episode on; yields whenever there is something new to see."""
         self.returns.clear()
         for game in range(self.games):
             observation, _ = self.worlds.reset(seed=None if game else self.seed)
@@ -120,17 +115,14 @@ class Episodes:
                     break
 
     def picture(self):
-        """Returns a pygame surface: the world as it draws itself."""
         image = pygame.surfarray.make_surface(self.worlds.render()[0].swapaxes(0, 1))
         return pygame.transform.scale_by(image, max(1, -(-SMALLEST // min(image.get_size()))))
 
     def outcome(self):
-        """Returns the returns in words."""
         returns = ", ".join(f"{value:.1f}" for value in self.returns)
         return f"{self.agent.config.run} in {self.agent.config.environment}: return {returns}"
 
     def close(self):
-        """Lets go of the world."""
         self.worlds.close()
 
 
@@ -155,10 +147,7 @@ def check_recorder(path):
 
 
 def save_video(match, path, speed=1.0):
-    """Plays the match and films it: .mp4 with every frame, .gif with every second one.
-
-    Raises `UserError` as `check_recorder` and `write_atomically` do.
-    """
+    """Plays the match and films it: all frames as .mp4, every second as .gif; or `UserError`."""
     recorder = check_recorder(path)
     if Path(path).suffix.lower() == ".mp4":
         every, how = 1, {"codec": "libx264", "quality": 7}
@@ -167,12 +156,10 @@ def save_video(match, path, speed=1.0):
         every, how = 2, {"codec": "gif", "pix_fmt_out": "pal8", "quality": None}
         colours = "split[a][b];[a]palettegen=stats_mode=single:max_colors=64[p];[b][p]paletteuse"
         output = ["-lavfi", f"{colours}=new=1:dither=none", "-f", "gif"]
-    how["ffmpeg_log_level"] = "error"  # not what it thinks of equal colours
     how |= {"fps": match.fps * speed / every, "macro_block_size": 2, "output_params": output}
 
-    def film(file):
-        open(file, "wb").close()  # says what is wrong with a path better than ffmpeg
-        writer = recorder.write_frames(file, match.size, **how)
+    def film(file):  # silent on what ffmpeg thinks of equal colours
+        writer = recorder.write_frames(file, match.size, ffmpeg_log_level="error", **how)
         writer.send(None)
         try:
             for _ in itertools.islice(match.frames(), 0, None, every):

@@ -1,7 +1,7 @@
 """The dreams of an agent that sees images: real, dreamed and difference in rows, at a slider.
 
 Plays an episode, lets the world model imagine on from moments of it with the actions that were
-played, and paints both. `image_dreams.html` shows it; the command line is left to `play.py`.
+played, and paints both. `image_dreams.html` shows it.
 """
 
 import base64
@@ -13,30 +13,28 @@ import pygame
 import torch
 
 from dreamer import Dreamer
-from environments import make_environments, playable
+from environments import make_environments
 from extras.plots import fill_template
+from matches import episode_returns
 from opponents import find_agent
 from utils import UserError
 
 CONTEXT, H_DREAM = 5, 15  # decisions that are seen, and that are dreamed from then on
 MOMENTS = 40  # at most, evenly over the episode
-LONGEST = 1000  # decisions of an episode that is shown
 ZOOMED = 48  # pixels: smaller images are enlarged to at least that
 
 
-@torch.no_grad()
 def record(agent, seed):
-    """Plays an episode; returns images (T+1, H, W, C), actions (T+1, A), states (h, z, o) each."""
-    environments = make_environments(agent.config, 1)
-    image, _ = environments.reset(seed=seed)
-    player, rows, over = agent.player(), [], False
-    while not over and len(rows) < LONGEST:
+    """Plays an episode; returns images (T, H, W, C), actions (T, A), states (h, z, o) each."""
+    player, rows = agent.player(), []
+
+    def act(image):
         action = player.act(image, deterministic=True)
-        state = [part.clone() for part in player.memory[:3]]
+        state = (part.clone() for part in player.memory[:3])
         rows.append((torch.from_numpy(image.copy()), torch.from_numpy(action), *state))
-        image, _, terminated, truncated, _ = environments.step(playable(environments, action))
-        over = (terminated | truncated)[0]
-    environments.close()
+        return action
+
+    episode_returns(act, make_environments(agent.config, 1), seed)
     images, actions, *state = (torch.cat(part) for part in zip(*rows, strict=True))
     return images.to(agent.device), actions.to(agent.device), state
 
@@ -63,9 +61,8 @@ def in_colour(images):
     channels = images.shape[-1]
     if channels == 3:
         return images
-    if channels == 1:
-        return images.repeat(3, -1)
-    hues = [pygame.Color.from_hsva(360 * k / channels, 60, 100, 100)[:3] for k in range(channels)]
+    looks = [(360 * k / channels, 60 * (channels > 1), 100, 100) for k in range(channels)]
+    hues = [pygame.Color.from_hsva(look)[:3] for look in looks]
     return (images[..., None] * np.array(hues) / 255).max(-2)
 
 
@@ -83,10 +80,7 @@ def strip(painted, real):
 
 
 def dream_of_images(options):
-    """Writes the page `options.out` with what the agent `options.agent` imagines.
-
-    Raises `UserError` if it sees no images, or if its episode is too short.
-    """
+    """Writes the page options.out of options.agent; `UserError` if its episode is too short."""
     path = find_agent(options.agent)
     agent = Dreamer.load(path)
     images, actions, state = record(agent, options.seed)
@@ -97,14 +91,10 @@ def dream_of_images(options):
     pairs = [paint(agent, images, actions, state, moment) for moment in moments]
     errors = np.mean([abs(painted - real).mean((1, 2, 3)) for painted, real in pairs], 0) / 255
     still = np.mean([abs(real - real[CONTEXT - 1]).mean((1, 2, 3)) for _, real in pairs], 0) / 255
-    table = [
-        f"{len(moments)} moments of an episode of {len(images)} decisions; mean error a pixel:"
-    ]
-    table += [
-        f"{k} ahead {errors[CONTEXT + k - 1]:.4f} (a picture that stands still:"
-        f" {still[CONTEXT + k - 1]:.4f})"
-        for k in (1, 5, H_DREAM)
-    ]
+    table = [f"{len(moments)} moments of {len(images)} decisions; mean error a pixel:"]
+    for k in (1, 5, H_DREAM):
+        ours, theirs = errors[CONTEXT + k - 1], still[CONTEXT + k - 1]
+        table.append(f"{k} ahead {ours:.4f} (a picture that stands still: {theirs:.4f})")
     fill_template(
         options.out,
         None,

@@ -1,7 +1,7 @@
 """The league: everybody against everybody, rated as the tournament does, printed and drawn.
 
 Bots and agents play on equal terms: each is asked for every frame of the built-in game and holds
-its action for its own frame skip. How a single match is played is left to `matches.py`.
+its action for its own frame skip.
 """
 
 import html
@@ -32,8 +32,7 @@ class League:
     """What was played, and what it says about each player.
 
     `played`: (a, b) -> the `Result` of a against b, each pair once; here (b, a) joins. `ratings`:
-    name -> OpenSkill's rating, or None where that is not installed. `names`: the best first, by
-    rating, or else by mean win rate.
+    as by `rate`. `names`: the best first, by rating, or else by mean win rate.
     """
 
     played: dict
@@ -49,7 +48,6 @@ class League:
         self.names.sort(key=scores.get, reverse=True)
 
     def results(self, name):
-        """Returns one `Result` against each of the others."""
         return [self.played[name, other] for other in self.names if other != name]
 
     def worst_case(self, name):
@@ -84,10 +82,7 @@ class League:
 
 
 def find_players(specs):
-    """Returns name -> bot or path of each player, named by its run or file, or else as it is here.
-
-    Raises `UserError` if one can't play, or if there are fewer than two.
-    """
+    """Returns name (of a run or file, or as here) -> bot or path; `UserError`: fewer than two."""
     found = {}  # bot or path -> as it is named here
     for spec in specs:
         player = find_player(spec)
@@ -101,10 +96,9 @@ def find_players(specs):
 
 
 def play_league(players, games, seed=0, plan=False):
-    """Returns the `League` in which every pair played so many games, a multiple of four.
+    """Returns the `League` of players (name -> bot or path); `games`: of a pair, a multiple of 4.
 
-    players: name -> bot or path. Every pair starts from the same positions, so its games don't
-    depend on who else takes part. `plan`: agents look ahead.
+    Every pair starts from the same positions, so its games don't depend on who else takes part.
     """
     played = {}
     for pair in tqdm(list(combinations(players, 2)), "pairs", leave=False, disable=None):
@@ -137,10 +131,7 @@ def rate(played, seed=0):
 def report(specs, games, seed, page, plan=False):
     """Plays, prints the league and draws its page. Raises `UserError` for what can't be played."""
     if games % 4:
-        raise UserError(
-            f"--games must be a multiple of 4, not {games}: only then both sides and both starts"
-            " come up equally often."
-        )
+        raise UserError(f"--games must be a multiple of 4, not {games}: 2 sides, 2 starts each.")
     players = find_players(specs)
     check_writable(Path(page).parent)
     league = play_league(players, games, seed, plan)

@@ -1,8 +1,7 @@
 """Offline HTML pages of interactive curves, drawn from the CSV files that runs log.
 
 A run's own page shows every metric in its file, also those of groups unknown here; a comparison
-shows the wins of several runs. `page.html` draws what is put together here. Measuring, averaging
-and logging the numbers, and deciding when to draw them again, are left to others.
+shows the wins of several runs. `page.html` draws what is put together here.
 """
 
 import base64
@@ -14,7 +13,7 @@ import json
 import re
 import subprocess
 import time
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from string import Template
 
@@ -60,10 +59,7 @@ def read_metrics(csv_path):
 
 
 def read_evaluations(csv_path):
-    """Returns the rows with evaluations: axes, `measures`, and games where they are wins.
-
-    Raises `UserError` if the file is missing, unreadable or has none.
-    """
+    """Returns the rows with any of the `measures`; `UserError` if there are none, or no file."""
     if not Path(csv_path).is_file():
         raise UserError(f"There is no file {csv_path}.")
     try:
@@ -74,15 +70,13 @@ def read_evaluations(csv_path):
     if not columns or not set(AXES) <= set(frame.columns) or frame[columns].isna().all(axis=None):
         raise UserError(f"{csv_path} holds no evaluations.")
     frame[columns] = frame[columns].round(6)  # logged with 7 digits: 90% must not read 89.99999%
-    games = frame.columns.intersection([games_of(column) for column in columns])
-    return frame[[*AXES, *columns, *games]].dropna(subset=columns, how="all").reset_index(drop=True)
+    return frame.dropna(subset=columns, how="all").reset_index(drop=True)
 
 
 def read_runs(csv_paths):
-    """Returns (label, seed, evaluations) of each of several runs.
+    """Returns (label, seed, evaluations) of each <label>_seed<n>.csv or <label>.csv, seed None.
 
-    <label>_seed<n>.csv holds seed n; any other name is a label without a seed. Files of equal
-    names are told apart by their folders. Raises `UserError` as `read_evaluations` does.
+    Files of equal names are told apart by their folders. Raises `UserError` for bad ones.
     """
     paths = [Path(path) for path in dict.fromkeys(csv_paths)]
     are_unique = len({path.stem for path in paths}) == len(paths)
@@ -96,7 +90,6 @@ def read_runs(csv_paths):
 
 
 def run_name(label, seed):
-    """Returns what a legend calls a run."""
     return label if seed is None else f"{label}, seed {seed}"
 
 
@@ -112,23 +105,14 @@ def measures(frame):
     return wins + [column for column in ("evaluation/return",) if column in frame]
 
 
-def games_of(column):
-    """Returns the column with the games behind a column of wins."""
-    return column.removesuffix("wins") + "games"
-
-
 def titled(column):
-    """Returns a measure in words."""
     *_, opponent, kind = column.split("/")
     return f"wins against {opponent}" if kind == "wins" else kind
 
 
 def results(frame, column):
-    """Returns axes, value and games (0 if it is no share of them), low and high of a measure.
-
-    Low and high are the 95% Wilson interval of wins.
-    """
-    games = frame.get(games_of(column), 0)
+    """Returns axes, value, its games (or 0), and low and high: wins have a Wilson interval."""
+    games = frame.get(column.removesuffix("wins") + "games", 0)
     points = frame[list(AXES)].assign(value=frame[column], games=games).dropna()
     low = high = points["value"]
     if (points["games"] > 0).all():
@@ -139,8 +123,7 @@ def results(frame, column):
 def mean_over_seeds(points):
     """Returns the mean results of runs that differ by seed, at gradient steps all have reached.
 
-    The interval is Student's over the seeds, at 95%, and that of wins never narrower than that of
-    all their games.
+    The 95% interval is Student's over the seeds, but never narrower than that of all their games.
     """
     columns = ["environment_steps", "minutes", "value", "games"]
     each = points.pivot_table(columns, "gradient_steps", "name")
@@ -176,8 +159,7 @@ def extremes(values, points=1000):
 def trace(values, name, kind, color, width=2.5, look=0, **style):
     """Returns a Plotly line, with row numbers of the CSV for x: the page looks up the axis.
 
-    `kind`: "raw" and "smoothed" lines can be switched off, "fixed" ones can't. `look`: a number
-    for dashes and markers.
+    `kind`: all but "fixed" lines can be switched off. `look`: a number for dashes and markers.
     """
     return {
         "name": name.replace("_", " "),
@@ -227,7 +209,6 @@ def documented():
 
 
 def meaning(column):
-    """Returns what is known of a column, as a tooltip."""
     for name, (unit, text, healthy) in documented().items():
         if re.fullmatch(name, column):
             return f"{column} [{unit}]: {text}" + (f"\nhealthy: {healthy}" if healthy else "")
@@ -236,15 +217,13 @@ def meaning(column):
 
 def panel(title, columns, traces, note="", wide=False, **yaxis):
     """Returns what the page draws in one frame; columns: of the CSV."""
-    parts = {"title": title.replace("_", " "), "note": note, "wide": wide}
-    parts["help"] = "\n".join(map(meaning, columns))
-    return parts | {"columns": list(columns), "traces": traces, "yaxis": yaxis}
+    words = {"title": title.replace("_", " "), "help": "\n".join(map(meaning, columns))}
+    return dict(columns=list(columns), traces=traces, note=note, wide=wide, yaxis=yaxis, **words)
 
 
 def evaluation_panel(frame, opponent):
-    """Returns the panel of wins, draws and losses against an opponent."""
-    columns = [f"evaluation/{opponent}/{name}" for name in (*RESULTS, "games")]
-    columns = [column for column in columns if column in frame]
+    known = (f"evaluation/{opponent}/{name}" for name in (*RESULTS, "games"))
+    columns = [column for column in known if column in frame]
     traces = result_lines(results(frame, columns[0]), "wins", "fixed", RESULTS["wins"], "wins")
     note = "".join(f"wins {text}" for text in traces[-1]["text"][-1:])
     for look, column in enumerate(columns[1:-1], 1):
@@ -254,10 +233,7 @@ def evaluation_panel(frame, opponent):
 
 
 def curves_panel(frame, title, metrics):
-    """Returns a panel of metrics (name -> column) of one scale, raw (pale) and smoothed (bold).
-
-    The newest value of a single metric is its note.
-    """
+    """Returns a panel of metrics (name -> column) of one scale, raw (pale) and smoothed (bold)."""
     data, traces, note = frame[list(metrics.values())], [], ""
     for look, (name, column) in enumerate(metrics.items()):
         values, color = data[column].dropna(), RESULTS.get(name, COLORS[look % len(COLORS)])
@@ -273,24 +249,16 @@ def curves_panel(frame, title, metrics):
 @functools.cache
 def commit():
     """Returns the commit of this code, as far as it is known."""
-    command = [
-        "git",
-        "-C",
-        COLUMNS.parent,
-        "describe",
-        "--always",
-        "--exclude=*",
-        "--dirty=, changed",
-    ]
+    command = ["git", "describe", "--always", "--exclude=*", "--dirty=, changed"]
     with contextlib.suppress(OSError):
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+        told = subprocess.run(command, cwd=COLUMNS.parent, capture_output=True)
+        return told.stdout.decode().strip() or "unknown"
     return "unknown"
 
 
 def origin(config):
     """Returns a run, its seed, and how its config differs from the complete one, as HTML."""
-    ours = OmegaConf.to_container(config)
-    different = changes(OmegaConf.to_container(load_config(COMPLETE)), ours)
+    different = changes(*map(OmegaConf.to_container, (load_config(COMPLETE), config)))
     keys = [f"{key}={new}" for key, _, new in different if key not in ("run", "seed")]
     text = f"run {config.run}, seed {config.seed}; hockey.yml {'with ' if keys else ''}"
     return f"<br><small>{html.escape(text + ', '.join(keys))}</small>"
@@ -324,8 +292,7 @@ def write_page(csv_path, html_path, config=None):
 def compared(runs):
     """Returns the results of runs (label, seed, evaluations) and their means over seeds, as points.
 
-    They are of the `measures` that all of the runs have; of each label with several seeds there is
-    a mean, of kind "smoothed". Raises `UserError` if there is nothing to compare by.
+    They are of the `measures` that all of the runs have, or `UserError`; means are "smoothed".
     """
     labels, parts = [label for label, _, _ in runs], []
     common = [column for column in measures(runs[0][2]) if all(column in run[2] for run in runs)]
@@ -345,11 +312,7 @@ def compared(runs):
 
 
 def final_table(points):
-    """Returns rows of texts, the first one the head: how far each label of `compared` has come.
-
-    That is its last evaluation, over its seeds; and the mean of all of its evaluations, which tells
-    how soon it got there.
-    """
+    """Returns rows of texts below a head: each label's last evaluation, and the mean of all."""
     columns = list(points["column"].unique())
     heads = [head for column in columns for head in (titled(column), "mean of the whole run")]
     rows = [["", "seeds", *heads, "gradient steps", "minutes"]]
@@ -367,8 +330,8 @@ def final_table(points):
     return rows
 
 
-def comparison_panels(points):
-    """Returns a panel for each measure of `compared`: a line for each label, or for its mean."""
+def write_comparison_page(points, html_path, title="comparison", table=(), about=""):
+    """Writes a page of `compared` runs: `about`, curves, and a table of rows below a head."""
     looks, panels = list(points["label"].unique()), []
     for column, shown in points.groupby("column", sort=False):
         traces = []
@@ -377,64 +340,46 @@ def comparison_panels(points):
             traces += result_lines(line, name, kind, COLORS[look % len(COLORS)], label, look)
         scale = SHARES if column.endswith("/wins") else {}
         panels.append(panel(titled(column), [column], traces, wide=True, **scale))
-    return panels
-
-
-def write_comparison_page(points, html_path, title="comparison", table=(), about=""):
-    """Writes a page of the results of several runs, as `compared` returns them, side by side.
-
-    Runs of one label are seeds of one experiment and share a colour: their mean is drawn too.
-    `table` (rows of texts, the first one is the head) stands below the curves, `about` above.
-    """
-    games = points["games"][points["kind"] != "smoothed"]
-    fewest, most = games.min(), games.max()
-    text = f"<b>{fewest:.0f}</b> " + (f"to <b>{most:.0f}</b> " if most > fewest else "")
-    text = text + "games per point; bands are 95% Wilson intervals." if fewest else ""
-    lines = {"raw": "each seed", "smoothed": "mean over seeds"}
-    lines = lines if (points["kind"] == "smoothed").any() else {}
-    if lines:
+    lines, text, games = {}, "", points["games"][points["kind"] != "smoothed"]
+    if games.min():
+        counts = " to ".join(f"<b>{count:.0f}</b>" for count in sorted({games.min(), games.max()}))
+        text = f"{counts} games per point; bands are 95% Wilson intervals."
+    if (points["kind"] == "smoothed").any():
+        lines = {"raw": "each seed", "smoothed": "mean over seeds"}
         text += " A mean's band is the 95% t-interval over its seeds: wide if they are few."
     text = f"{html.escape(about)}<br>{text}" if about else text
-    groups = {"evaluation": comparison_panels(points)}
-    write_curves(html_path, title, text, points, AXES[::-1], groups, lines, table)
+    write_curves(html_path, title, text, points, AXES[::-1], {"evaluation": panels}, lines, table)
 
 
-def write_figure(points, path, axis="environment_steps"):
-    """Writes what `compared` returned as a figure for a report: .svg, .pdf or .png.
-
-    Raises `UserError` if Matplotlib, which draws it, is missing or does not know such a file.
-    """
+def write_figure(points, path):
+    """Writes `compared` runs as .svg, .pdf or .png; `UserError` if Matplotlib can't."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("--out needs: pip install matplotlib") from None
-    panels = comparison_panels(points)
-    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
-    for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
-        for before, line in pairwise([None, *panel["traces"]]):
-            x, y, color = points[axis][line["rows"]], line["y"], line["line"]["color"]
-            if "fill" in line:
-                axes.fill_between(x, before["y"], y, color=color, alpha=0.2, linewidth=0)
-            elif line["name"]:
-                style = dict(zip(DASHES, ("-", "--", ":", "-."), strict=True))[line["line"]["dash"]]
-                marker = dict(zip(SYMBOLS, "osDx*", strict=True))[line["marker"]["symbol"]]
-                looks = {"linestyle": style, "marker": marker if "markers" in line["mode"] else ""}
-                label = line["name"] if line["kind"] != "raw" else None
-                opacity, width = line.get("opacity", 1), 0.8 * line["line"]["width"]
-                looks |= {"linewidth": width, "markersize": 3 * width}
-                axes.plot(x, y, color=color, alpha=opacity, label=label, **looks)
-        axes.set(title=panel["title"], xlabel=axis.replace("_", " "))
+    labels, count = list(points["label"].unique()), points["column"].nunique()
+    figure = Figure(figsize=(5 * count, 4), layout="constrained")
+    places = figure.subplots(1, count, squeeze=False)[0]
+    for (column, shown), axes in zip(points.groupby("column", sort=False), places, strict=True):
+        for (label, name, kind), line in shown.groupby(["label", "name", "kind"], sort=False):
+            look = labels.index(label)
+            color, dash = COLORS[look % len(COLORS)], ("-", "--", ":", "-.")[look % 4]
+            marker = "osDx*"[look % 5] if len(line) < 30 else ""
+            x, style = line["environment_steps"], {"label": name, "linewidth": 2}
+            if kind == "raw":
+                style = {"alpha": 0.5, "linewidth": 0.8, "markersize": 2}
+            else:
+                axes.fill_between(x, line["low"], line["high"], color=color, alpha=0.2, linewidth=0)
+            axes.plot(x, line["value"], dash + marker, color=color, **style)
+        axes.set(title=titled(column), xlabel="environment steps")
         axes.grid(alpha=0.3)
-        if panel["yaxis"]:
-            axes.set_ylim(panel["yaxis"]["range"])
+        if column.endswith("/wins"):
+            axes.set_ylim(SHARES["range"])
             axes.yaxis.set_major_formatter("{x:.0%}")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-
-    def write(file):
-        figure.savefig(file, format=Path(path).suffix[1:] or "svg")
-
+    form = Path(path).suffix[1:] or "svg"
     try:
-        write_atomically(path, write)
+        write_atomically(path, lambda file: figure.savefig(file, format=form))
     except ValueError as error:
         raise UserError(f"{path}: {one_line(error)}.") from None
 
@@ -442,8 +387,7 @@ def write_figure(points, path, axis="environment_steps"):
 def write_curves(path, title, text, frame, axes, groups, lines, table=()):
     """Writes a page of curves over one of these columns (axes) of a frame, the first at first.
 
-    groups: heading -> panels; lines: kind -> label of those that can be switched on and off;
-    table: rows of texts below the curves.
+    groups: heading -> panels; lines: kind -> label of a switch; table: rows of texts below.
     """
     x = frame[list(axes)].round(3).astype(object)
     data = {"axes": x.where(x.notna(), None).to_dict("list"), "lines": lines}
@@ -469,27 +413,25 @@ def aligned(rows):
     return "\n".join("   ".join(map(str.ljust, cells, widths)).rstrip() for cells in lines)
 
 
+@functools.lru_cache(2)  # Plotly, which every page asks for, is compressed once
 def packed(text):
     """Returns a text compressed for a page: Plotly alone is 4.8 MB, and phones open pages."""
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
-@functools.cache
-def packed_plotly():
-    """Returns the Plotly library that comes with its Python package, compressed once."""
-    return packed(get_plotlyjs())
+def plain(tensor):
+    """Returns a tensor as JSON takes it, to four digits; what is not finite becomes None."""
+    values = np.round(np.asarray(tensor.cpu(), np.float64), 4)
+    return np.where(np.isfinite(values), values, None).tolist()
 
 
 def fill_template(html_path, data, template="page.html", **parts):
-    """Writes a page of `parts` (HTML each) and of the data it draws, if any, below `head.html`.
-
-    In one step, so that no reader meets half a page. Raises `UserError` if it can't be written.
-    """
+    """Writes a page of `parts` (HTML) and of data to draw, below `head.html`; or `UserError`."""
     files = (Path(__file__).with_name(name) for name in ("head.html", template))
     page = Template("".join(file.read_text("utf-8") for file in files)).substitute(
         parts,
         time=f"{time.strftime('%Y-%m-%d %H:%M')} by the code of commit {commit()}",
-        data=packed(json.dumps(data, separators=(",", ":"))),
-        plotly=packed_plotly() if data else "",
+        data=packed(json.dumps(data, separators=(",", ":"), default=plain)),
+        plotly=packed(get_plotlyjs()) if data else "",
     )
     write_atomically(html_path, lambda file: file.write_text(page, encoding="utf-8"))

@@ -81,7 +81,6 @@ def make_client(contestant):
 
 
 def say(text):
-    """Prints a line with the time."""
     print(f"{datetime.now():%H:%M:%S} {text}", flush=True)
 
 
@@ -112,8 +111,7 @@ def stay_connected(player, host, port, token):
     Each time in a process of its own, as Twisted's reactor starts once. Raises `UserError` if the
     token is refused, or if there is no server to begin with.
     """
-    arguments = (player, host, port, token)
-    pause, was_connected = FIRST_PAUSE, False
+    arguments, pause = (player, host, port, token), 0
     while True:
         process = multiprocessing.get_context("spawn").Process(target=connect, args=arguments)
         process.start()
@@ -121,29 +119,25 @@ def stay_connected(player, host, port, token):
         outcome = process.exitcode
         if outcome == REFUSED:
             raise UserError(f"{host}:{port} refuses the token: take it from your account there.")
-        if outcome == AWAY and not was_connected:
+        if outcome == AWAY and not pause:
             raise UserError(f"No competition server answers at {host}:{port}.")
         if outcome not in (AWAY, LOST):
             raise UserError(f"The client stopped by itself (exit status {outcome}).")
-        was_connected = True
         pause = FIRST_PAUSE if outcome == LOST else min(2 * pause, LONGEST_PAUSE)
         say(f"no connection to {host}:{port}; trying again in {pause} s")
         time.sleep(pause)
 
 
 def compete(options):
-    """Plays matches of the lab's competition until it is interrupted.
-
-    Takes options.agent, server_url, server_port, token. Raises `UserError` for what is wrong there.
-    """
+    """Plays matches of the lab's competition until it is interrupted."""
     for option in ("server_url", "server_port", "token"):
         if not getattr(options, option):
             raise UserError(
                 f"--{option.replace('_', '-')} is missing; COMPRL_SERVER_URL, COMPRL_SERVER_PORT"
                 " and COMPRL_ACCESS_TOKEN in the environment do as well."
             )
-    host, port = options.server_url, options.server_port
+    port = options.server_port
     if not port.isdecimal() or not 0 < int(port) < 65536:
         raise UserError(f"--server-port must be a whole number below 65536, not '{port}'.")
     make_client(Contestant(load(options.agent)))  # what is wrong with either is said here
-    stay_connected(options.agent, host, int(port), options.token)
+    stay_connected(options.agent, options.server_url, int(port), options.token)

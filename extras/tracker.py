@@ -8,10 +8,9 @@ from utils import UserError
 
 
 def open_tracker(config):
-    """Returns a function of the gradient step at which the run begins or goes on.
+    """Returns a function: gradient step at which a run begins -> what sends a CSV's row there.
 
-    It returns another one that sends a row of the CSV there as well, by the config's `tracker`.
-    Raises `UserError` if its package is not installed.
+    Raises `UserError` if the package of the config's `tracker` is not installed.
     """
     try:
         if config.tracker == "wandb":
@@ -21,15 +20,16 @@ def open_tracker(config):
     except ImportError as error:
         raise UserError(f"tracker: {config.tracker} needs: pip install {config.tracker}") from error
 
-    def begin_wandb(_):
-        name = Path(f"checkpoints/{config.run}/wandb.txt")  # goes with an overwritten run
-        if not name.exists():
-            name.write_text(wandb.util.generate_id())
-        plain, one = OmegaConf.to_container(config), {"id": name.read_text(), "resume": "allow"}
-        run = wandb.init(project="hockey", name=config.run, config=plain, **one)
-        return lambda row: run.log(row, step=row["gradient_steps"])
-
-    def begin_tensorboard(step):
+    def begin(step):
+        if config.tracker == "none":
+            return lambda row: None
+        if config.tracker == "wandb":
+            name = Path(f"checkpoints/{config.run}/wandb.txt")  # goes with an overwritten run
+            if not name.exists():
+                name.write_text(wandb.util.generate_id())
+            plain, one = OmegaConf.to_container(config), {"id": name.read_text(), "resume": "allow"}
+            run = wandb.init(project="hockey", name=config.run, config=plain, **one)
+            return lambda row: run.log(row, step=row["gradient_steps"])
         # what a run wrote after the checkpoint it goes on from is forgotten
         writer = SummaryWriter(f"metrics/{config.run}.tensorboard", purge_step=step + 1)
 
@@ -39,5 +39,4 @@ def open_tracker(config):
 
         return track
 
-    begin = {"wandb": begin_wandb, "tensorboard": begin_tensorboard}
-    return begin.get(config.tracker, lambda _: lambda row: None)
+    return begin
