@@ -66,7 +66,7 @@ def small_config():
 
 def make_batch(batch_size=4, length=5, observation_size=18, action_size=4, seed=0):
     """A replay batch (B, T, ...) of noise with some first and terminal rows."""
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     shape = (batch_size, length)
     is_first = (torch.rand(shape, generator=generator) < 0.2).float()
     return {

@@ -29,11 +29,11 @@ LATENTS = pytest.mark.parametrize("latent", ["categorical", "gaussian"])
 def make_agent(small_config):
     """make_agent(seed=..., horizon=3, ...): an agent; the keywords are keys of `dreamer`."""
 
-    def make(seed=0, sizes=(18, 4), device="cpu", **settings):
+    def make(seed=0, sizes=(18, 4), device="cpu", discrete=False, **settings):
         torch.manual_seed(seed)
         settings = {"free_nats": 0, "switches": [3] if sizes[1] == 4 else []} | settings
         config = small_config(**{f"dreamer__{key}": value for key, value in settings.items()})
-        return Dreamer(config, *sizes, device)
+        return Dreamer(config, *sizes, device, discrete)
 
     return make
 
@@ -451,18 +451,26 @@ def test_learning_rates_fall_to_their_final_share(make_agent, small_config):
 
 
 @pytest.mark.parametrize(
-    ("actor_gradient", "latent", "scalar"),
-    [("dynamics", "categorical", "twohot"), ("reinforce", "gaussian", "normal")],
+    ("discrete", "actor_gradient", "latent", "scalar"),
+    [
+        (False, "dynamics", "categorical", "twohot"),
+        (False, "reinforce", "gaussian", "normal"),
+        (True, "reinforce", "categorical", "symlog"),
+    ],
 )
-def test_a_step_never_waits_for_its_device(make_agent, monkeypatch, actor_gradient, latent, scalar):
+def test_a_step_never_waits_for_its_device(
+    make_agent, monkeypatch, discrete, actor_gradient, latent, scalar
+):
     """On the "meta" device tensors have shapes but no numbers: reading one, a shape that depends
-    on one, or a tensor left on another device raises. So nothing stalls a GPU's queue.
+    on one, or a tensor left on another device raises. So a GPU can record it.
     """
     optimizer = torch.optim.Adam
     monkeypatch.setattr(torch.optim, "Adam", lambda *x, fused, **keys: optimizer(*x, **keys))
     monkeypatch.setattr(torch, "autocast", lambda *_, **keys: contextlib.nullcontext())
     agent = make_agent(
         device="meta",
+        discrete=discrete,
+        switches=[] if discrete else [3],
         actor_gradient=actor_gradient,
         latent=latent,
         scalar=scalar,
@@ -471,6 +479,7 @@ def test_a_step_never_waits_for_its_device(make_agent, monkeypatch, actor_gradie
         observation_scale=[1] * 18,
     )
     batch = {name: part.to("meta") for name, part in make_batch().items()}
+    agent.optimizer.step = lambda: None  # PyTorch's own
     for _ in range(2):
         metrics = learn(agent, batch)
     assert all(value.device.type == "meta" for value in metrics.values())
