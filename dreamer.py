@@ -216,18 +216,20 @@ class Dreamer(nn.Module):
                 losses.append(loss)
                 gradients |= learned
             yield metrics
-        metrics |= behavior | self.descend(gradients)
-        values = torch.stack(list(metrics.values()))  # copies: the next step may write over them
-        metrics.update(zip(metrics, values.unbind(), strict=True))
+        for name, value in (metrics | behavior | self.descend(gradients)).items():
+            metrics[name] = torch.as_tensor(value).clone()  # a GPU's next step writes over it
 
     def learn_world(self, batch, noise):
-        """-> states (h, z, o) (B, T, .), loss, its gradients, metrics; as `world_model_loss`."""
+        """Differentiates `world_model_loss` -> its states, the loss, its gradients, metrics."""
         with self.autocast():
             states, loss, metrics = self.world_model_loss(batch, noise)
         return states, loss, self.gradients("world_model", loss), metrics
 
     def learn_behavior(self, states, batch):
-        """Actor and critic, from posterior states of a batch -> losses, gradients, metrics."""
+        """Differentiates the losses of actor and critic -> losses, gradients by part, metrics.
+
+        `states`: (h, z, o) (B, T, .) of a batch, as `world_model_loss` returns them.
+        """
         with self.autocast():
             starts = self.choose_starts(states, 1 - batch["is_terminal"])
             actor_loss, imagined, metrics = self.actor_loss(*starts)
