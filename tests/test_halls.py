@@ -61,6 +61,7 @@ def test_a_new_snapshot_is_met_in_all_processes(monkeypatch, tmp_path):
     assert {name for row in names for name in row} == {"weak", "snapshot_0000007"}
 
 
+@pytest.mark.filterwarnings("ignore:.*ERROR")
 def test_an_opponent_that_fails_in_a_process_is_named(monkeypatch, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("class Lost:\n    def act(self, observation):\n        return 1 / 0\n")
