@@ -98,12 +98,7 @@ class Dreamer(nn.Module):
         world_model = nn.ModuleList([self.encoder, self.rssm, self.reward, self.continues])
         self.parts = {"world_model": world_model, "actor": self.actor, "critic": self.critic}
         self.parts = {name: list(part.parameters()) for name, part in self.parts.items()}
-        groups = [
-            {"params": parameters, "lr": torch.zeros((), device=self.device)}
-            for parameters in self.parts.values()
-        ]
-        can_record = self.device.type == "cuda"
-        self.optimizer = torch.optim.Adam(groups, eps=1e-8, fused=True, capturable=can_record)
+        self.optimizer = self._make_optimizer()
         for name in ("learn_world", "learn_behavior", "move"):
             setattr(self, name, recorded(getattr(self, name), self.device))
         self.dreams_end = getattr(settings, "dreams_end", True)
@@ -113,6 +108,15 @@ class Dreamer(nn.Module):
         self.gradient_steps = 0
         self.seen = None  # the last batch and the posterior states of its rows
         self.memory = None  # (h, z, o, last action) of each game that is being played
+
+    def _make_optimizer(self):
+        """Returns Adam over the three parts; their rates are tensors, so that a GPU reads them."""
+        groups = [
+            {"params": parameters, "lr": torch.zeros((), device=self.device)}
+            for parameters in self.parts.values()
+        ]
+        can_record = self.device.type == "cuda"
+        return torch.optim.Adam(groups, eps=1e-8, fused=True, capturable=can_record)
 
     # ------------------------------------------------------------------------ playing
 
