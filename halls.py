@@ -4,6 +4,7 @@ Each hall is a `HockeyGames` with opponents of its own, and to Gymnasium's `Asyn
 environment. A GPU learns faster than one process can play.
 """
 
+import signal
 from functools import partial
 
 import gymnasium
@@ -31,6 +32,7 @@ class Hall(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         """Starts all games, and everything random in this process."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the run's, which ends its halls
         torch.set_num_threads(1)
         seed_everything(seed)
         self.opponents = OpponentPool(self.config.opponents, self.games)
