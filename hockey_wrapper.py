@@ -49,14 +49,14 @@ class HockeyGames(VectorEnv):
     limit truncates.
     """
 
-    def __init__(self, settings, num_envs, opponents, training=True):
-        """`settings`: `config.hockey`; `opponents`: has `choose()`, whose result has `reset(games)`
-        and `act(observations, games)`, called once per game frame; `training`: with the config's
-        modes and shaping (otherwise: normal games, the reward is +-10 for goals).
+    def __init__(self, settings, num_envs, choose, training=True):
+        """`settings`: `config.hockey`; `choose`: returns the next game's opponent, who has
+        `reset(games)` and `act(observations, games)`, called once per game frame; `training`: with
+        the config's modes and shaping (otherwise: normal games, the reward is +-10 for goals).
         """
         self.num_envs = num_envs
         self.module = load_game(settings.game)
-        self.opponents = opponents
+        self.choose_opponent = choose
         self.frame_skip, self.closeness = settings.frame_skip, settings.closeness
         self.reward_kind = settings.reward if training else "sparse"
         autoreset = AutoresetMode.NEXT_STEP if training else AutoresetMode.DISABLED
@@ -132,7 +132,7 @@ class HockeyGames(VectorEnv):
             seed = int(self.np_random.integers(2**31))
             observation, _ = env.reset(seed=seed, one_starting=one_starts)
             self.views[:, game] = self._both_views(game, observation)
-            self.playing_against[game] = self.opponents.choose()
+            self.playing_against[game] = self.choose_opponent()
         self.winner[games] = 0
         self.terminated[games] = self.truncated[games] = False
         for opponent, theirs in self._by_opponent(games):
@@ -158,8 +158,7 @@ class HockeyGames(VectorEnv):
             for number, part in enumerate((info, env.get_info_agent_two())):
                 view = number if one else 1 - number
                 reward[view] += self.closeness * part["reward_closeness_to_puck"]
-        self.rewards[0, game] += reward[0]
-        self.rewards[1, game] += reward[1]
+        self.rewards[:, game] += np.float32(reward)
         self.winner[game] = winner
         self.terminated[game] = winner != 0
         self.truncated[game] = (terminated or truncated) and winner == 0

@@ -47,17 +47,6 @@ class PerGame:
         return np.array([self.players[game].act(row) for game, row in pairs], np.float32)
 
 
-class OneOpponent:
-    """A pool of just one opponent, for evaluation and for `HockeyWrapper`."""
-
-    def __init__(self, opponent):
-        self.opponent = opponent
-
-    def choose(self):
-        """Returns the opponent of the next game."""
-        return self.opponent
-
-
 class RandomPlayer:
     """Uniformly random actions, drawn anew each frame."""
 

@@ -26,14 +26,15 @@ from dreamer import Dreamer  # noqa: E402
 from hockey_wrapper import HockeyGames  # noqa: E402
 from machine import pick_device, use_threads  # noqa: E402
 from matches import play_games  # noqa: E402
-from opponents import OneOpponent, find_agent, load  # noqa: E402
+from opponents import find_agent, load  # noqa: E402
 from utils import UserError, seed_everything  # noqa: E402
 
 
 def frames_per_second(agent, config, decisions=200):
     """Game frames a second, over all games side by side."""
     count = config.environments
-    games = HockeyGames(config.hockey, count, OneOpponent(load("strong", count)))
+    bot = load("strong", count)
+    games = HockeyGames(config.hockey, count, lambda: bot)
     observation, _ = games.reset(seed=0)
     start = time.perf_counter()
     for _ in range(decisions):

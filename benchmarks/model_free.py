@@ -17,14 +17,17 @@ import time
 from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
 from pathlib import Path
 
+import gymnasium
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from checkpoint import Metrics  # noqa: E402
 from config import load_config  # noqa: E402
-from environments import HockeyWrapper  # noqa: E402
 from hockey_env import BasicOpponent  # noqa: E402
+from hockey_wrapper import HockeyGames  # noqa: E402
 from machine import use_threads  # noqa: E402
 from matches import play_games  # noqa: E402
-from opponents import load  # noqa: E402
+from opponents import PerGame, load  # noqa: E402
 from utils import UserError, seed_everything  # noqa: E402
 
 MINUTES = 2.5  # of training between two evaluations
@@ -42,6 +45,32 @@ class BothBots:
 
     def act(self, observation):
         return self.bot.act(observation)
+
+
+class HockeyWrapper(gymnasium.Env):
+    """One game as a `gymnasium.Env` (18 -> 4 numbers) against an opponent with `act(obs18)`."""
+
+    metadata = {"render_modes": []}
+
+    def __init__(self, settings, opponent):
+        """`settings`: `config.hockey`; `opponent`: anything with `act(obs18)`, maybe `reset()`."""
+        player = PerGame([opponent])
+        self.games = HockeyGames(settings, 1, lambda: player)
+        self.observation_space = self.games.single_observation_space
+        self.action_space = self.games.single_action_space
+
+    def reset(self, *, seed=None, options=None):
+        """Starts a game -> observation (18,), info."""
+        super().reset(seed=seed)
+        observations, info = self.games.reset(seed=seed)
+        return observations[0], {"winner": int(info["winner"][0])}
+
+    def step(self, action):
+        """One decision (4,) -> observation, reward, terminated, truncated, info."""
+        *results, info = self.games.step(np.asarray(action)[None])
+        observation, reward, terminated, truncated = (result[0] for result in results)
+        winner = {"winner": int(info["winner"][0])}
+        return observation, float(reward), bool(terminated), bool(truncated), winner
 
 
 def train(options, kind, noise):

@@ -15,7 +15,7 @@ from dreamer import RETURN_LAMBDA
 from extras.plots import aligned, fill_template, table_markup
 from hockey_env import FPS
 from hockey_wrapper import HockeyGames
-from opponents import OneOpponent, find_agent, load
+from opponents import find_agent, load
 from utils import lambda_returns
 
 H_DREAM = 15  # decisions
@@ -41,7 +41,7 @@ class Game:
 def record_games(agent, opponent, count, seed):
     """Plays so many games side by side, as an evaluation does; returns a list of `Game`."""
     settings = agent.config.hockey
-    table = HockeyGames(settings, count, OneOpponent(opponent), training=False)
+    table = HockeyGames(settings, count, lambda: opponent, training=False)
     table.reward_kind = settings.reward  # what the agent has learned to predict
     player = agent.player()
     observation, _ = table.reset(seed=seed)
