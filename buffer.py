@@ -45,8 +45,7 @@ class ReplayBuffer:
         self.rows = torch.zeros(self.length, rings, sum(self.sizes), device=device)
         shape = observation_size if self.is_image else (0,)
         self.images = torch.zeros(self.length, rings, *shape, dtype=torch.uint8, device=device)
-        signs = None if mirror is None else torch.tensor([*mirror, 1, 1, 1], dtype=torch.float32)
-        self.signs = None if mirror is None else signs.to(device)
+        self.signs = mirror and torch.tensor([*mirror, 1.0, 1.0, 1.0], device=device)
         self.head = self.filled = 0
 
     def add(self, observation, action, reward, is_first, is_terminal):

@@ -28,17 +28,10 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import checkpoint
+import utils
 from machine import multiplies_bfloat16, recorded, side_by_side
 from networks import RSSM, Actor, DiscreteActor, ImageEncoder, ScalarHead, mlp
-from utils import (
-    UserError,
-    lambda_returns,
-    one_line,
-    shrink_to_quantile,
-    symexp,
-    symlog,
-    update_return_scale,
-)
+from utils import UserError, explained, symexp, symlog
 
 FORMAT = 2  # of saved agents: one more whenever the same tensors or settings mean something else
 # the settings that decide what weights mean: no run goes on with others; a saved agent has PLAYED
@@ -348,7 +341,7 @@ class Dreamer(nn.Module):
             if first and t == 0:
                 action = first(action)
             if through_dynamics:  # a few chaotic trajectories would drown all others
-                action.register_hook(partial(shrink_to_quantile, share=LONGEST_GRADIENTS))
+                action.register_hook(partial(utils.shrink_to_quantile, share=LONGEST_GRADIENTS))
             with torch.set_grad_enabled(through_dynamics):
                 state, _ = self.rssm.step(state, action, noise=latent_noise)
                 features.append(self.rssm.features(state).to(layers))
@@ -368,7 +361,8 @@ class Dreamer(nn.Module):
             continues = torch.ones_like(continues)
         values = self.slow_critic.mean(self.slow_critic(states))  # (H+1, N)
         discounts = self.settings.discount * continues
-        return lambda_returns(rewards, discounts, values[1:], RETURN_LAMBDA), values[:-1], discounts
+        returns = utils.lambda_returns(rewards, discounts, values[1:], RETURN_LAMBDA)
+        return returns, values[:-1], discounts
 
     def actor_loss(self, start, alive):
         """The actor's loss, in imagination from posterior states (h, z, o) (N, .).
@@ -384,7 +378,7 @@ class Dreamer(nn.Module):
         with torch.set_grad_enabled(through_dynamics):
             returns, values, discounts = self.imagined_returns(states)
         weights = torch.cat([alive.unsqueeze(0), discounts[:-1].detach()]).cumprod(0)  # (H, N)
-        scale = update_return_scale(self.return_scale, returns, RETURN_SCALE_DECAY)
+        scale = utils.update_return_scale(self.return_scale, returns, RETURN_SCALE_DECAY)
         scale = scale if settings.scale_returns else torch.ones_like(scale)
         sample, policy = torch.stack(samples), self.actor.stack(policies)
         entropy = self.actor.entropy(policy, sample)  # (H, N)
@@ -442,7 +436,7 @@ class Dreamer(nn.Module):
         # before an episode's first row there is nothing to look forward to: R_t = v_t
         rewards = torch.where(first > 0, values[:-1], reward)
         discounts = self.settings.discount * (1 - terminal) * (1 - first)
-        returns = lambda_returns(rewards, discounts, values[1:], RETURN_LAMBDA)
+        returns = utils.lambda_returns(rewards, discounts, values[1:], RETURN_LAMBDA)
         alive = 1 - batch["is_terminal"].T[:-1]
         weights = batch["is_own"].T[:-1] * alive * (1 - first)
         return features.transpose(0, 1)[:-1], returns, weights
@@ -551,12 +545,10 @@ class Dreamer(nn.Module):
         tensors, metadata = checkpoint.load(path)
         if metadata.get("format") != FORMAT:
             raise UserError(f"{path} is no agent of this version (format {FORMAT}).")
-        try:
+        with explained(f"{path} is no saved agent", *checkpoint.MISFITS):
             config, discrete = OmegaConf.create(dict(metadata["config"])), metadata.get("discrete")
             agent = cls(config, *metadata["sizes"], device, bool(discrete))
             agent.load_state_dict(tensors)
             agent.counters = metadata["counters"]
             agent.gradient_steps = agent.counters["gradient_steps"]
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path} is no saved agent: {one_line(error)}") from None
         return agent

@@ -34,7 +34,7 @@ from hockey_wrapper import MIRROR
 from machine import STOPPED
 from matches import evaluate
 from opponents import OpponentPool, find_agent
-from utils import Every, UserError, check_finite, one_line, seed_everything
+from utils import Every, UserError, check_finite, explained, seed_everything
 
 
 def main(config, stop):
@@ -122,12 +122,10 @@ class Training:
 
     def take_weights(self, path):
         """Takes over the weights of a saved agent. Raises `UserError` if they don't fit."""
-        try:
+        with explained(f"init: {path} does not fit this config", ValueError, RuntimeError):
             theirs = Dreamer.load(path)
             self.agent.check_settings(theirs.config.dreamer)
             self.agent.load_state_dict(theirs.state_dict())
-        except (ValueError, RuntimeError) as error:
-            raise UserError(f"init: {path} does not fit this config: {one_line(error)}") from None
 
     def check(self):
         """Raises `UserError` if numbers went wrong: no such agent is evaluated or saved.
@@ -218,7 +216,7 @@ class Training:
     def restore(self):
         """Goes on from what `save` wrote. Raises `UserError` if that does not fit."""
         path, tensors, metadata = self.files.load()
-        try:
+        with explained(f"{path} does not fit this run", *checkpoint.MISFITS):
             theirs, ours = OmegaConf.create(dict(metadata["config"])), self.config
             if theirs.run != ours.run:
                 raise ValueError(f"it is of the run {theirs.run}, not {ours.run}")
@@ -231,8 +229,6 @@ class Training:
             if self.pool:
                 self.pool.restore(metadata["pool"])
             self.log.restore(metadata["rows"])
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path} does not fit this run: {one_line(error)}") from None
         print(f"resumed from {path} at {gradient_steps} gradient steps")
         print_changes(metadata["config"], OmegaConf.to_container(ours))
         self.go_on()

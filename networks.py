@@ -16,9 +16,8 @@ from torch.distributions import Independent, Normal, OneHotCategorical, kl_diver
 
 from utils import symexp, symlog, two_hot
 
-torch.distributions.Distribution.set_default_validate_args(
-    False
-)  # to look at numbers is to wait for the device
+# to look at numbers is to wait for the device
+torch.distributions.Distribution.set_default_validate_args(False)
 
 
 def activate(size, config):

@@ -31,7 +31,7 @@ from config import changes, load_config, plain
 from extras.cluster import submit
 from extras.plots import aligned, compared, final_table, read_evaluations, write_comparison_page
 from machine import STOPPED, Stop, quiet_console
-from utils import UserError, one_line
+from utils import UserError, explained
 
 MAIN = Path(__file__).resolve().parent / "main.py"
 tell = functools.partial(print, flush=True)  # what is going on
@@ -90,10 +90,8 @@ def plan(options):
         key, _, values = text.partition("=")
         if key in ("seed", "resume", "overwrite"):
             raise UserError(f"'{text}' can't be chosen here: --seeds and the sweep itself do.")
-        try:
+        with explained(f"'{text}' is not understood", yaml.YAMLError):
             swept[key] = plain(yaml.compose(f"[{values}]", yaml.BaseLoader)) or [""]
-        except yaml.YAMLError as error:
-            raise UserError(f"'{text}' is not understood: {one_line(error)}") from None
     cores, runs = torch.get_num_threads() // (options.parallel or 1), {}
     names = {key: key.split(".")[-1] for key, values in swept.items() if len(values) > 1}
     for *values, seed in itertools.product(*swept.values(), options.seeds):

@@ -25,7 +25,7 @@ from plotly.offline import get_plotlyjs
 from checkpoint import write_atomically
 from config import COMPLETE, changes, load_config
 from matches import wilson_interval
-from utils import UserError, one_line
+from utils import UserError, explained
 
 COLUMNS = Path(__file__).resolve().parent.parent / "docs" / "columns.md"
 AXES = ("gradient_steps", "environment_steps", "minutes")
@@ -62,10 +62,8 @@ def read_evaluations(csv_path):
     """Returns the rows with any of the `measures`; `UserError` if there are none, or no file."""
     if not Path(csv_path).is_file():
         raise UserError(f"There is no file {csv_path}.")
-    try:
+    with explained(f"{csv_path} can't be read as a CSV", OSError, ValueError):
         frame = read_metrics(csv_path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{csv_path} can't be read as a CSV: {one_line(error)}") from None
     columns = measures(frame)
     if not columns or not set(AXES) <= set(frame.columns) or frame[columns].isna().all(axis=None):
         raise UserError(f"{csv_path} holds no evaluations.")
@@ -378,10 +376,8 @@ def write_figure(points, path):
             axes.yaxis.set_major_formatter("{x:.0%}")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     form = Path(path).suffix[1:] or "svg"
-    try:
+    with explained(path, ValueError):
         write_atomically(path, lambda file: figure.savefig(file, format=form))
-    except ValueError as error:
-        raise UserError(f"{path}: {one_line(error)}.") from None
 
 
 def write_curves(path, title, text, frame, axes, groups, lines, table=()):
