@@ -91,11 +91,10 @@ class ReplayBuffer:
 
     def state(self):
         """Returns all rows and images by name, (filled, rings, ...), the oldest first."""
-        stored = {"replay/rows": self.rows, "replay/images": self.images}
-        is_full = self.filled == self.length
-        return {
-            k: v.roll(-self.head, 0) if is_full else v[: self.filled] for k, v in stored.items()
-        }
+        rows, images = self.rows[: self.filled], self.images[: self.filled]
+        if self.filled == self.length:
+            rows, images = rows.roll(-self.head, 0), images.roll(-self.head, 0)
+        return {"replay/rows": rows, "replay/images": images}
 
     def restore(self, tensors):
         """Takes over what `state` returned; raises ValueError if it does not fit."""

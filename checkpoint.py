@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from machine import blamed, warn
-from utils import UserError, check_finite, explained, one_line
+from machine import blamed, explained, warn
+from utils import UserError, check_finite, one_line
 
 try:
     import fcntl

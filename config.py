@@ -17,7 +17,8 @@ from pathlib import Path
 import yaml
 from omegaconf import OmegaConf
 
-from utils import UserError, explained
+from machine import explained
+from utils import UserError
 
 CONFIGS = Path(__file__).parent / "configs"
 COMPLETE = CONFIGS / "hockey.yml"

@@ -29,9 +29,9 @@ from torch import nn
 
 import checkpoint
 import utils
-from machine import multiplies_bfloat16, recorded, side_by_side
+from machine import explained, multiplies_bfloat16, recorded, side_by_side
 from networks import RSSM, Actor, DiscreteActor, ImageEncoder, ScalarHead, mlp
-from utils import UserError, explained, symexp, symlog
+from utils import UserError, symexp, symlog
 
 FORMAT = 2  # of saved agents: one more whenever the same tensors or settings mean something else
 # the settings that decide what weights mean: no run goes on with others; a saved agent has PLAYED

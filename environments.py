@@ -67,8 +67,7 @@ class UnitActions(gymnasium.ActionWrapper):
             raise UserError(f"{name}: actions must be Discrete or a Box, not {one_line(box)}.")
         if not (np.isfinite(box.low) & np.isfinite(box.high)).all():
             raise UserError(f"{name}: actions need finite bounds, {one_line(box)} has none.")
-        size = int(np.prod(box.shape))
-        self.action_space = Box(-1.0, 1.0, (size,), np.float32)
+        self.action_space = Box(-1.0, 1.0, (int(np.prod(box.shape)),), np.float32)
 
     def action(self, action):
         """(A,) in [-1, 1] -> a member of the Box."""
@@ -258,8 +257,8 @@ class Collector:
     def _count_episodes(self, info):
         """Notes statistics of the episodes that have just ended."""
         for game in np.flatnonzero(self.is_first):
-            episode = info["episode"]
-            metrics = {"episode_return": episode["r"][game], "episode_length": episode["l"][game]}
+            total, length = (info["episode"][name][game] for name in "rl")
+            metrics = {"episode_return": total, "episode_length": length}
             if self.pool:
                 winner = info["winner"][game]
                 self.pool.record(info["opponent"][game], winner)

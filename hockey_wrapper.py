@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 import hockey_env
+from machine import explained
 from opponents import ask
 from utils import UserError
 
@@ -30,13 +31,12 @@ def load_game(game):
     """Returns the module with `HockeyEnv` and `Mode`: "built-in" or the lab's, "hockey-env"."""
     if game == "built-in":
         return hockey_env
-    try:
+    needs = (
+        "hockey.game is hockey-env, which is not installed (pip install box2d pygame-ce, then"
+        " pip install --no-deps git+https://github.com/martius-lab/hockey-env.git)"
+    )
+    with explained(needs, ImportError):
         return importlib.import_module("hockey.hockey_env")
-    except ImportError:
-        raise UserError(
-            "hockey.game is hockey-env, which is not installed: pip install box2d pygame-ce, then"
-            " pip install --no-deps git+https://github.com/martius-lab/hockey-env.git"
-        ) from None
 
 
 class HockeyGames(VectorEnv):

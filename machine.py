@@ -77,6 +77,15 @@ def progress_bar(done, total):
 
 
 @contextlib.contextmanager
+def explained(sentence, *errors):
+    """Turns errors of these kinds in its block into a `UserError`: this sentence, then theirs."""
+    try:
+        yield
+    except errors as error:
+        raise UserError(f"{sentence}: {one_line(error)}") from None
+
+
+@contextlib.contextmanager
 def blamed(who):
     """Turns whatever somebody else's code raises in its block into a `UserError` that names it."""
     try:
@@ -126,6 +135,21 @@ def quiet_console():
         sys.stdout.reconfigure(errors="replace")
     for text in ("precision lowered", "Overriding environment", "ERROR: R"):  # by gymnasium
         warnings.filterwarnings("ignore", f".*{text}")
+
+
+def command(function):
+    """Makes the function a command: a `UserError` is printed, and then the exit status is 2."""
+
+    @functools.wraps(function)
+    def call(arguments=None):
+        quiet_console()
+        try:
+            return function(arguments)
+        except UserError as error:
+            print(f"{Path(function.__code__.co_filename).name}: {error}", file=sys.stderr)
+            return 2
+
+    return call
 
 
 def cores():

@@ -31,10 +31,10 @@ from extras.film import check_recorder, film_agent
 from extras.plots import write_page
 from extras.tracker import open_tracker
 from hockey_wrapper import MIRROR
-from machine import STOPPED
+from machine import STOPPED, explained
 from matches import evaluate
 from opponents import OpponentPool, find_agent
-from utils import Every, UserError, check_finite, explained, seed_everything
+from utils import Every, UserError, check_finite, seed_everything
 
 
 def main(config, stop):
@@ -92,13 +92,10 @@ class Training:
         environments.reset(seed=config.seed)  # what fails does so before anything is deleted
         sizes, discrete = sizes_of(environments)
         self.agent = Dreamer(config, *sizes, device, discrete)
-        hockey, rings, mirror = config.hockey, config.environments, None
-        if self.pool:
-            rings *= 2 if hockey.both_views else 1
-            mirror = MIRROR if hockey.mirror else None
-        self.replay = ReplayBuffer(
-            config.replay, rings, *self.agent.sizes, device, config.environments, mirror
-        )
+        own = config.environments  # rings of the replay
+        rings = 2 * own if self.pool and config.hockey.both_views else own
+        mirror = MIRROR if self.pool and config.hockey.mirror else None
+        self.replay = ReplayBuffer(config.replay, rings, *self.agent.sizes, device, own, mirror)
         self.log, track_from = checkpoint.Metrics(self.files.csv), open_tracker(config)
         self.play = Collector(config, environments, self.pool, self.agent, self.replay, self.log)
         self.best, self.evaluated = -np.inf, 0  # score of best.safetensors; step last evaluated
@@ -271,20 +268,16 @@ class Training:
         return is_done
 
 
+@machine.command
 def command_line(arguments=None):
     """Runs what the command line says; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
     parser.add_argument("--config", default="hockey.yml", help="a path, or a name in configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces a config key")
-    machine.quiet_console()
     options, stop = parser.parse_intermixed_args(arguments), machine.Stop()
-    try:
-        config = load_config(options.config, options.overrides)
-        stop.listen()
-        return 0 if main(config, stop) else STOPPED
-    except UserError as error:
-        print(f"main.py: {error}", file=sys.stderr)
-        return 2
+    config = load_config(options.config, options.overrides)
+    stop.listen()
+    return 0 if main(config, stop) else STOPPED
 
 
 if __name__ == "__main__":

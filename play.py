@@ -28,7 +28,7 @@ from extras.film import INK, Episodes, Match, save_video, write
 from extras.image_dreams import dream_of_images
 from extras.tournament import compete
 from hockey_env import GREY, WHITE
-from machine import quiet_console
+from machine import command
 from opponents import find_agent, load, of_another_world
 from utils import UserError, one_line
 
@@ -126,6 +126,7 @@ def dream(options):
     (dream_of_images if sees_images else dream_of_hockey)(options)
 
 
+@command
 def main(arguments=None):
     """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
@@ -155,7 +156,6 @@ def main(arguments=None):
     add("--out", default="plots/dream.html", metavar="PATH")
     add("--games", type=int, default=8)
     options = parser.parse_args(arguments)
-    quiet_console()
     torch.set_num_threads(1)  # one game's small matrices: more threads only wait for each other
     try:
         if not 0 <= options.seed < 2**31:
@@ -166,9 +166,6 @@ def main(arguments=None):
             raise UserError("--speed must be from 0.01 to 100.")
         torch.manual_seed(options.seed)  # of the plans
         options.function(options)
-    except UserError as error:
-        print(f"play.py: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         return 130
     return 0

@@ -30,8 +30,8 @@ from checkpoint import RunFiles, check_writable
 from config import changes, load_config, plain
 from extras.cluster import submit
 from extras.plots import aligned, compared, final_table, read_evaluations, write_comparison_page
-from machine import STOPPED, Stop, quiet_console
-from utils import UserError, explained
+from machine import STOPPED, Stop, command, explained
+from utils import UserError
 
 MAIN = Path(__file__).resolve().parent / "main.py"
 tell = functools.partial(print, flush=True)  # what is going on
@@ -153,6 +153,7 @@ def report(runs, name, about):
     print(f"{aligned(table)}\npage: {page}")
 
 
+@command
 def main(arguments=None):
     """Does what the command line asks for; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
@@ -164,7 +165,6 @@ def main(arguments=None):
     options, stop = parser.parse_intermixed_args(arguments), Stop()
     options.overrides += [text for text in options.seeds if "=" in text]  # they may follow
     options.seeds = [text for text in options.seeds if "=" not in text] or ["0"]
-    quiet_console()
     try:
         runs, name = plan(options)
         missing = [run for run in runs if not run.is_done()]
@@ -177,9 +177,6 @@ def main(arguments=None):
         done = [run for run in runs if run.is_done()]
         if done and status != STOPPED:
             report(done, name, " ".join([options.config, *options.overrides]))
-    except UserError as error:
-        print(f"sweep.py: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("the jobs stay in the queue; the same command looks after them", file=sys.stderr)
         return STOPPED

@@ -4,7 +4,6 @@ Whatever a user can get wrong ends in a `UserError` whose message is one sentenc
 print just that.
 """
 
-import contextlib
 import random
 
 import numpy as np
@@ -18,15 +17,6 @@ class UserError(Exception):
 def one_line(error):
     """Returns the message of an exception on one line."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-@contextlib.contextmanager
-def explained(sentence, *errors):
-    """Turns errors of these kinds in its block into a `UserError`: this sentence, then theirs."""
-    try:
-        yield
-    except errors as error:
-        raise UserError(f"{sentence}: {one_line(error)}") from None
 
 
 def check_finite(numbers, where):

@@ -12,7 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from utils import UserError, explained
+from machine import explained
+from utils import UserError
 
 JOBS = Path("runs/slurm")  # submitit's files, and the number of each run's job
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,10 +76,8 @@ def submit(runs, name, settings, parallel):
     settings = dict(text.partition("=")[::2] for text in settings)
     if not settings.get("time", "").isdigit():
         raise UserError("--slurm needs time=MINUTES, a whole number: the limit of a job.")
-    try:
+    with explained("--slurm needs submitit (pip install submitit)", ImportError):
         import submitit
-    except ImportError:
-        raise UserError("--slurm needs: pip install submitit") from None
     with explained("--slurm", RuntimeError):
         executor = submitit.SlurmExecutor(JOBS, max_num_timeout=10**6)
     executor.update_parameters(

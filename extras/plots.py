@@ -24,8 +24,9 @@ from plotly.offline import get_plotlyjs
 
 from checkpoint import write_atomically
 from config import COMPLETE, changes, load_config
+from machine import explained
 from matches import wilson_interval
-from utils import UserError, explained
+from utils import UserError
 
 COLUMNS = Path(__file__).resolve().parent.parent / "docs" / "columns.md"
 AXES = ("gradient_steps", "environment_steps", "minutes")
@@ -351,10 +352,8 @@ def write_comparison_page(points, html_path, title="comparison", table=(), about
 
 def write_figure(points, path):
     """Writes `compared` runs as .svg, .pdf or .png; `UserError` if Matplotlib can't."""
-    try:
+    with explained("--out needs Matplotlib (pip install matplotlib)", ImportError):
         from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("--out needs: pip install matplotlib") from None
     labels, count = list(points["label"].unique()), points["column"].nunique()
     figure = Figure(figsize=(5 * count, 4), layout="constrained")
     places = figure.subplots(1, count, squeeze=False)[0]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from utils import UserError
+from machine import explained
 
 
 def open_tracker(config):
@@ -12,13 +12,11 @@ def open_tracker(config):
 
     Raises `UserError` if the package of the config's `tracker` is not installed.
     """
-    try:
+    with explained(f"tracker: {config.tracker} (pip install {config.tracker})", ImportError):
         if config.tracker == "wandb":
             import wandb
         elif config.tracker == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError(f"tracker: {config.tracker} needs: pip install {config.tracker}") from error
 
     def begin(step):
         if config.tracker == "none":
