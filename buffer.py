@@ -55,8 +55,7 @@ class ReplayBuffer:
             self.images[self.head] = torch.as_tensor(observation).to(self.images.device)
         else:
             parts.insert(0, observation)
-        columns = [torch.as_tensor(part, dtype=torch.float32) for part in parts]
-        columns = [part.reshape(self.rings, -1) for part in columns]
+        columns = [torch.as_tensor(x, dtype=torch.float32).reshape(self.rings, -1) for x in parts]
         self.rows[self.head] = torch.cat(columns, 1).to(self.rows.device)  # (rings, row)
         self.head = (self.head + 1) % self.length
         self.filled = min(self.filled + 1, self.length)

@@ -41,6 +41,7 @@ SHAPES = (
     *("scalar", "bins", "bin_limit"),
 )
 PLAYED = (*SHAPES, "unimix", "discount", "dreams_end")
+UNSAVED = {"switches": (), "precision": "auto", "dreams_end": True}  # if a saved agent lacks them
 WHERE_IT_PLAYS = ("run", "environment", "environment_kwargs", "vectorization", "wrappers", "hockey")
 SWITCH_ON = 0.5  # an action of `switches` is on above it, else off
 RETURN_LAMBDA = 0.95  # of the lambda-return, as in all three papers
@@ -60,7 +61,7 @@ class Dreamer(nn.Module):
         """
         super().__init__()
         self.config = config
-        self.settings = settings = SimpleNamespace(**config.dreamer)  # asked hundreds of times
+        self.settings = settings = SimpleNamespace(**{**UNSAVED, **config.dreamer})  # asked often
         self.is_image = not isinstance(observation_size, int)
         observation_size = tuple(observation_size) if self.is_image else observation_size
         self.sizes, self.discrete = (observation_size, action_size), discrete
@@ -70,10 +71,9 @@ class Dreamer(nn.Module):
             raise UserError("Images need dreamer.observation_in_state=false, observation_scale=[].")
         if len(scale) not in (0, observation_size):
             raise UserError(f"dreamer.observation_scale needs {observation_size} numbers, or [].")
-        switches = getattr(settings, "switches", ())
-        if discrete and switches:
+        if discrete and settings.switches:
             raise UserError("dreamer.switches must be [] where actions are choices.")
-        if any(switch >= action_size for switch in switches):
+        if any(switch >= action_size for switch in settings.switches):
             raise UserError(f"dreamer.switches: actions are 0 to {action_size - 1}; [] for none.")
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("return_scale", torch.zeros(()))
@@ -94,10 +94,8 @@ class Dreamer(nn.Module):
         self.optimizer = self._make_optimizer()
         for name in ("learn_world", "learn_behavior", "move"):
             setattr(self, name, recorded(getattr(self, name), self.device))
-        self.dreams_end = getattr(settings, "dreams_end", True)
-        precision = getattr(settings, "precision", "auto")
-        is_auto = precision == "auto" and multiplies_bfloat16(self.device)
-        self.in_bfloat16 = precision == "bfloat16" or is_auto
+        is_auto = settings.precision == "auto" and multiplies_bfloat16(self.device)
+        self.in_bfloat16 = settings.precision == "bfloat16" or is_auto
         self.gradient_steps = 0
         self.seen = None  # the last batch and the posterior states of its rows
         self.memory = None  # (h, z, o, last action) of each game that is being played
@@ -117,9 +115,8 @@ class Dreamer(nn.Module):
         """Forgets the games so far: all, or those of a boolean mask or an index array."""
         if games is None:
             self.memory = None
-        elif self.memory is not None:
-            for part in self.memory:
-                part[games] = 0
+        for part in self.memory or ():
+            part[games] = 0
 
     def remember(self, games):
         """Prepares a memory (h, z, o, last action) for so many games side by side."""
@@ -357,7 +354,7 @@ class Dreamer(nn.Module):
         """
         rewards = self.reward.mean(self.reward(states[1:]))  # (H, N), on arrival
         continues = torch.sigmoid(self.continue_logit(states[1:]))  # (H, N)
-        if not self.dreams_end:
+        if not self.settings.dreams_end:
             continues = torch.ones_like(continues)
         values = self.slow_critic.mean(self.slow_critic(states))  # (H+1, N)
         discounts = self.settings.discount * continues

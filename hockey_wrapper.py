@@ -67,8 +67,7 @@ class HockeyGames(VectorEnv):
             raise UserError("hockey.modes: at least one share must be above 0.")
         self.mode_shares = weights / weights.sum()
         self.single_observation_space, self.single_action_space = SPACES
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space, self.action_space = (batch_space(x, num_envs) for x in SPACES)
         self.rewards = np.zeros((2, num_envs), np.float32)  # of the last step, both views
         self.tables = [{} for _ in range(num_envs)]  # per game: mode -> HockeyEnv
         self.games_started = np.arange(num_envs)  # staggers sides and starts
@@ -78,8 +77,7 @@ class HockeyGames(VectorEnv):
         self.side = np.zeros(num_envs, int)  # 0: we are player one
         self.we_start = np.zeros(num_envs, bool)
         self.winner = np.zeros(num_envs, int)  # of the last step: +1 we, -1 they, 0 nobody (yet)
-        self.terminated = np.zeros(num_envs, bool)
-        self.truncated = np.zeros(num_envs, bool)
+        self.terminated, self.truncated = np.zeros((2, num_envs), bool)
 
     def reset(self, *, seed=None, options=None):
         """Starts all games -> observations (n, 18), info. One seed determines everything."""
@@ -107,8 +105,6 @@ class HockeyGames(VectorEnv):
         frames = np.zeros((self.num_envs, 1), np.float32)
         for _ in range(self.frame_skip):
             games = np.flatnonzero(~(self.terminated | self.truncated | finished))
-            if len(games) == 0:
-                break
             for opponent, against in self._by_opponent(games):
                 their_actions[against] = ask(opponent, self.views[1, against], against)
             for game in games:
