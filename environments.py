@@ -32,25 +32,21 @@ def make_environments(config, count, pool=None, render_mode=None):
         return RecordEpisodeStatistics(HockeyGames(config.hockey, count, pool.choose))
     module, _, name = config.environment.partition(":")
     is_class = bool(module) and name.isidentifier()  # not an id, which ends in -v0
+    who = f"environment: {config.environment}"
     if "" not in sys.path:
         sys.path.append("")  # modules in the current folder, wherever the code is
-    with warnings.catch_warnings(action="ignore", category=UserWarning), blamed(who(config)):
+    with warnings.catch_warnings(action="ignore", category=UserWarning), blamed(who):
         environments = gymnasium.make_vec(
             EnvSpec(name, config.environment) if is_class else config.environment,
             count,
             vectorization_mode=config.vectorization,
             vector_kwargs={"autoreset_mode": AutoresetMode.NEXT_STEP},
-            wrappers=[partial(wrap, settings=config.wrappers, name=who(config))],
+            wrappers=[partial(wrap, settings=config.wrappers, name=who)],
             **keywords(config, render_mode),
         )
     if config.vectorization == "async":
         close_at_exit(environments)
-    return Worlds(environments, who(config))
-
-
-def who(config):
-    """Returns how messages speak of the config's environment."""
-    return f"environment: {config.environment}"
+    return Worlds(environments, who)
 
 
 class UnitActions(gymnasium.ActionWrapper):

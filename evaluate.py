@@ -74,10 +74,7 @@ def main(arguments=None):
         league.report(options.league, options.games or 100, options.seed, page, options.plan)
     else:
         page = options.page or "plots/compare.html"
-        points = plots.compared(plots.read_runs(options.compare))
-        table = plots.final_table(points)
-        plots.write_comparison_page(points, page, table=table)
-        print(f"{plots.aligned(table)}\nThe page: {page}")
+        points = plots.report(plots.read_runs(options.compare), page)
         if options.out:
             plots.write_figure(points, options.out)
             print(f"The figure: {options.out}")

@@ -291,8 +291,7 @@ class OpponentPool:
     def record(self, name, winner):
         """Counts a finished game against the opponent of this name; `winner`: +1 we, -1, 0."""
         self.played[name] = self.played.get(name, 0) + 1
-        won = {1: 1.0, 0: 0.5, -1: 0.0}[int(winner)]
-        rate = self.results.get(name, 0.5)
+        won, rate = (1 + int(winner)) / 2, self.results.get(name, 0.5)  # a draw is half a win
         self.results[name] = rate + FORGETTING * (won - rate)
 
     def metrics(self, gradient_step):

@@ -28,8 +28,8 @@ from safetensors import SafetensorError, safe_open
 
 from checkpoint import RunFiles, check_writable
 from config import changes, load_config, plain
+from extras import plots
 from extras.cluster import submit
-from extras.plots import aligned, compared, final_table, read_evaluations, write_comparison_page
 from machine import STOPPED, Stop, command, explained
 from utils import UserError
 
@@ -146,11 +146,8 @@ def follow(runs, parallel, stop):
 
 def report(runs, name, about):
     """Prints and draws what the runs have come to; `about`: the page's first line."""
-    found = [(run.label, run.config.seed, read_evaluations(run.files.csv)) for run in runs]
-    points = compared(found)
-    table, page = final_table(points), Path("plots") / f"{name}.html"
-    write_comparison_page(points, page, name, table, about)
-    print(f"{aligned(table)}\npage: {page}")
+    found = [(run.label, run.config.seed, plots.read_evaluations(run.files.csv)) for run in runs]
+    plots.report(found, f"plots/{name}.html", name, about)
 
 
 @command

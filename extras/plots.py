@@ -350,6 +350,15 @@ def write_comparison_page(points, html_path, title="comparison", table=(), about
     write_curves(html_path, title, text, points, AXES[::-1], {"evaluation": panels}, lines, table)
 
 
+def report(runs, html_path, title="comparison", about=""):
+    """Prints what runs, as of `read_runs`, have come to, draws their page -> the points on it."""
+    points = compared(runs)
+    table = final_table(points)
+    write_comparison_page(points, html_path, title, table, about)
+    print(f"{aligned(table)}\nThe page: {html_path}")
+    return points
+
+
 def write_figure(points, path):
     """Writes `compared` runs as .svg, .pdf or .png; `UserError` if Matplotlib can't."""
     with explained("--out needs Matplotlib (pip install matplotlib)", ImportError):
