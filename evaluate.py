@@ -11,16 +11,12 @@ Exit status: 0 it is done, 2 something to mend (one sentence says what).
 import installed  # noqa: F401  before all others
 
 # isort: split
-import argparse
 import sys
-from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
 from functools import partial
-
-import torch
 
 from environments import make_environments
 from extras import league, plots
-from machine import command
+from machine import command, make_ready, parser_of
 from matches import episode_returns, play_match
 from opponents import BOTS, load, of_another_world
 from utils import UserError
@@ -48,7 +44,7 @@ def evaluate(options):
 @command
 def main(arguments=None):
     """Does what the command line asks for; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
+    parser = parser_of(__doc__)
     player = "a path, a name in checkpoints/, a bot, path.py:Class"
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("player", nargs="?", help=player)
@@ -61,12 +57,7 @@ def main(arguments=None):
     parser.add_argument("--plan", action="store_true", help="agents look ahead before each action")
     parser.add_argument("--seed", type=int, default=0, help="of games and opponents")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # small matrices: more threads only wait for each other
-    if not 0 <= options.seed < 2**31:
-        raise UserError("--seed must be from 0 to 2147483647.")
-    if options.games is not None and options.games < 1:
-        raise UserError("--games must be at least 1.")
-    torch.manual_seed(options.seed)  # of the plans
+    make_ready(options)
     if options.player is not None:
         evaluate(options)
     elif options.league is not None:

@@ -1,5 +1,6 @@
-"""What the computer offers (devices, cores, memory, signals, a console), and who is to blame."""
+"""What the computer offers (devices, cores, memory, signals, a command line); who is to blame."""
 
+import argparse
 import atexit
 import collections
 import contextlib
@@ -137,14 +138,20 @@ def quiet_console():
         warnings.filterwarnings("ignore", f".*{text}")
 
 
+def parser_of(text):
+    """Returns the parser of a command line whose help begins with this text, as it is written."""
+    style = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=text, formatter_class=style)
+
+
 def command(function):
     """Makes the function a command: a `UserError` is printed, and then the exit status is 2."""
 
     @functools.wraps(function)
-    def call(arguments=None):
+    def call(*arguments):
         quiet_console()
         try:
-            return function(arguments)
+            return function(*arguments)
         except UserError as error:
             print(f"{Path(function.__code__.co_filename).name}: {error}", file=sys.stderr)
             return 2
@@ -163,6 +170,16 @@ def close_at_exit(environments):
     """Ends processes of environments with this one: they heed no signal, so it would wait."""
     known = weakref.ref(environments)
     atexit.register(lambda: known() and known().close())
+
+
+def make_ready(options):
+    """Makes ready for games by a command line's options; `UserError` for an impossible one."""
+    if not 0 <= options.seed < 2**31:
+        raise UserError("--seed must be from 0 to 2147483647.")
+    if getattr(options, "games", None) is not None and options.games < 1:
+        raise UserError("--games must be at least 1.")
+    torch.manual_seed(options.seed)  # of the plans
+    torch.set_num_threads(1)  # small matrices: more threads only wait for each other
 
 
 def use_threads(count):

@@ -11,11 +11,9 @@ and everything is saved: the same command with resume=true goes on.
 import installed  # noqa: F401  before all others
 
 # isort: split
-import argparse
 import contextlib
 import sys
 import time
-from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
 
 import numpy as np
 import torch
@@ -271,7 +269,7 @@ class Training:
 @machine.command
 def command_line(arguments=None):
     """Runs what the command line says; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
+    parser = machine.parser_of(__doc__)
     parser.add_argument("--config", default="hockey.yml", help="a path, or a name in configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces a config key")
     options, stop = parser.parse_intermixed_args(arguments), machine.Stop()

@@ -8,7 +8,6 @@ The same command again goes on with what is missing, and repeats nothing. Exit s
 are done, 2 something to mend (a sentence says what), 75 stopped: the same command goes on.
 """
 
-import argparse
 import functools
 import hashlib
 import itertools
@@ -18,7 +17,6 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
 from pathlib import Path
 
 import torch
@@ -30,7 +28,7 @@ from checkpoint import RunFiles, check_writable
 from config import changes, load_config, plain
 from extras import plots
 from extras.cluster import submit
-from machine import STOPPED, Stop, command, explained
+from machine import STOPPED, Stop, command, explained, parser_of
 from utils import UserError
 
 MAIN = Path(__file__).resolve().parent / "main.py"
@@ -153,7 +151,7 @@ def report(runs, name, about):
 @command
 def main(arguments=None):
     """Does what the command line asks for; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
+    parser = parser_of(__doc__)
     parser.add_argument("--config", default="hockey.yml", help="a path, or a name in configs/")
     parser.add_argument("--seeds", nargs="+", default=["0"])
     parser.add_argument("--parallel", type=int, help="runs at the same time (1; on a cluster: all)")
