@@ -5,7 +5,7 @@ python evaluate.py mine.py:MyBot
 python evaluate.py --league checkpoints/a.safetensors checkpoints/b.safetensors weak strong
 python evaluate.py --compare metrics/a_seed0.csv metrics/a_seed1.csv metrics/b.csv --out wins.svg
 
-Exit status: 0 it is done, 2 something to mend (one sentence says what).
+Exit status: 0 it is done, 2 something to mend (one sentence says what), 130 Ctrl-C.
 """
 
 import installed  # noqa: F401  before all others

@@ -145,7 +145,7 @@ def parser_of(text):
 
 
 def command(function):
-    """Makes the function a command: a `UserError` is printed, and then the exit status is 2."""
+    """Makes the function a command; its exit status is 2 after a `UserError`, 130 after Ctrl-C."""
 
     @functools.wraps(function)
     def call(*arguments):
@@ -155,6 +155,8 @@ def command(function):
         except UserError as error:
             print(f"{Path(function.__code__.co_filename).name}: {error}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            return 130
 
     return call
 

@@ -156,10 +156,7 @@ def main(arguments=None):
     make_ready(options)
     if not 0.01 <= getattr(options, "speed", 1.0) <= 100:
         raise UserError("--speed must be from 0.01 to 100.")
-    try:
-        options.function(options)
-    except KeyboardInterrupt:
-        return 130
+    options.function(options)
     return 0
 
 
