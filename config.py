@@ -12,6 +12,7 @@ at the head of its comment says what it may be. Every other file holds differenc
 
 import difflib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -155,10 +156,10 @@ def convert_one(where, text, kind, allowed):
 
 
 def changes(before, after, prefix=""):
-    """Yields (key, old, new) for each key of two nested dicts whose value differs."""
-    for key in sorted(before | after):
+    """Yields (key, old, new) for each key of two configs or nested dicts whose value differs."""
+    for key in sorted({*before, *after}):
         old, new = before.get(key, "nothing"), after.get(key, "nothing")
-        if isinstance(old, dict) and isinstance(new, dict):
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from changes(old, new, f"{prefix}{key}.")
         elif old != new and key not in ("resume", "overwrite"):
             yield f"{prefix}{key}", old, new

@@ -225,7 +225,7 @@ class Training:
                 self.pool.restore(metadata["pool"])
             self.log.restore(metadata["rows"])
         print(f"resumed from {path} at {gradient_steps} gradient steps")
-        print_changes(metadata["config"], OmegaConf.to_container(ours))
+        print_changes(theirs, ours)
         self.go_on()
 
     @contextlib.contextmanager

@@ -21,7 +21,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 
 from checkpoint import RunFiles, check_writable
@@ -55,7 +54,7 @@ class Run:
             theirs, (_, step), evaluated = (json.loads(texts[name]) for name in names)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return False  # none yet, or damaged: main.py takes the one before it
-        for key, old, new in changes(theirs, OmegaConf.to_container(self.config)):
+        for key, old, new in changes(theirs, self.config):
             if key not in (*HOW, "gradient_steps"):
                 raise UserError(
                     f"The run '{self.name}' exists with another {key} ({old}, not {new}):"
@@ -108,7 +107,7 @@ def plan(options):
 def name_of(base, config):
     """Returns the name of a run: what is different from its config file, and its seed."""
     parts = [config.run]
-    for key, _, value in changes(OmegaConf.to_container(base), OmegaConf.to_container(config)):
+    for key, _, value in changes(base, config):
         if key not in HOW:
             text = str(value).removesuffix(".0").replace(" ", "")
             parts.append(f"{key.split('.')[-1]}={text}")

@@ -19,7 +19,6 @@ from string import Template
 
 import numpy as np
 import pandas as pd
-from omegaconf import OmegaConf
 from plotly.offline import get_plotlyjs
 
 from checkpoint import write_atomically
@@ -257,7 +256,7 @@ def commit():
 
 def origin(config):
     """Returns a run, its seed, and how its config differs from the complete one, as HTML."""
-    different = changes(*map(OmegaConf.to_container, (load_config(COMPLETE), config)))
+    different = changes(load_config(COMPLETE), config)
     keys = [f"{key}={new}" for key, _, new in different if key not in ("run", "seed")]
     text = f"run {config.run}, seed {config.seed}; hockey.yml {'with ' if keys else ''}"
     return f"<br><small>{html.escape(text + ', '.join(keys))}</small>"
