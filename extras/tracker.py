@@ -12,7 +12,8 @@ def open_tracker(config):
 
     Raises `UserError` if the package of the config's `tracker` is not installed.
     """
-    with explained(f"tracker: {config.tracker} (pip install {config.tracker})", ImportError):
+    needs = f"tracker: {config.tracker} needs its package (pip install {config.tracker})"
+    with explained(needs, ImportError):
         if config.tracker == "wandb":
             import wandb
         elif config.tracker == "tensorboard":
