@@ -45,8 +45,7 @@ class ReplayBuffer:
         self.rows = torch.zeros(self.length, rings, sum(self.sizes), device=device)
         shape = observation_size if self.is_image else (0,)
         self.images = torch.zeros(self.length, rings, *shape, dtype=torch.uint8, device=device)
-        signs = None if mirror is None else torch.tensor([*mirror, 1, 1, 1], dtype=torch.float32)
-        self.signs = None if mirror is None else signs.to(device)
+        self.signs = mirror and torch.tensor([*mirror, 1.0, 1.0, 1.0], device=device)
         self.head = self.filled = 0
 
     def add(self, observation, action, reward, is_first, is_terminal):
@@ -56,8 +55,7 @@ class ReplayBuffer:
             self.images[self.head] = torch.as_tensor(observation).to(self.images.device)
         else:
             parts.insert(0, observation)
-        columns = [torch.as_tensor(part, dtype=torch.float32) for part in parts]
-        columns = [part.reshape(self.rings, -1) for part in columns]
+        columns = [torch.as_tensor(x, dtype=torch.float32).reshape(self.rings, -1) for x in parts]
         self.rows[self.head] = torch.cat(columns, 1).to(self.rows.device)  # (rings, row)
         self.head = (self.head + 1) % self.length
         self.filled = min(self.filled + 1, self.length)
@@ -92,11 +90,10 @@ class ReplayBuffer:
 
     def state(self):
         """Returns all rows and images by name, (filled, rings, ...), the oldest first."""
-        stored = {"replay/rows": self.rows, "replay/images": self.images}
-        is_full = self.filled == self.length
-        return {
-            k: v.roll(-self.head, 0) if is_full else v[: self.filled] for k, v in stored.items()
-        }
+        rows, images = self.rows[: self.filled], self.images[: self.filled]
+        if self.filled == self.length:
+            rows, images = rows.roll(-self.head, 0), images.roll(-self.head, 0)
+        return {"replay/rows": rows, "replay/images": images}
 
     def restore(self, tensors):
         """Takes over what `state` returned; raises ValueError if it does not fit."""

@@ -18,13 +18,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from machine import blamed, warn
+from machine import blamed, explained, warn
 from utils import UserError, check_finite, one_line
 
 try:
     import fcntl
 except ImportError:  # Windows
     import msvcrt
+
+# what taking over numbers and texts of another origin raises if they don't fit
+MISFITS = (AttributeError, KeyError, TypeError, ValueError, RuntimeError)
 
 
 @contextlib.contextmanager
@@ -82,10 +85,8 @@ def _rename(path, target):
 
 def check_writable(folder):
     """Makes the folder if need be. Raises `UserError` if nothing can be written there."""
-    try:
+    with explained(f"The folder {folder}/ can't be made", OSError):
         Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"The folder {folder}/ can't be made: {one_line(error)}") from None
     if not os.access(folder, os.W_OK):
         raise UserError(f"The folder {folder}/ is read-only: make it writable, or run elsewhere.")
 

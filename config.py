@@ -12,12 +12,14 @@ at the head of its comment says what it may be. Every other file holds differenc
 
 import difflib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 from omegaconf import OmegaConf
 
-from utils import UserError, one_line
+from machine import explained
+from utils import UserError
 
 CONFIGS = Path(__file__).parent / "configs"
 COMPLETE = CONFIGS / "hockey.yml"
@@ -45,10 +47,8 @@ def load_config(name, overrides=()):
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise UserError(f"'{override}' on the command line must read key=value.")
-        try:
+        with explained(f"'{override}' is not understood", yaml.YAMLError):
             text = plain(yaml.compose(text, LOADER)) if text else ""
-        except yaml.YAMLError as error:
-            raise UserError(f"'{override}' is not understood: {one_line(error)}") from None
         flat[key] = convert(key, text, rules, "the command line")
     run = flat["run"]
     if not run or set(run) & set('/\\:*?"<>|') or run[0] == "." or len(run.encode()) > 200:
@@ -74,11 +74,10 @@ def find_config(name, folder=Path()):
 
 def read_yaml(path):
     """Returns "a.b.c" -> (its text, or list of texts; the comment of its line) of a YAML file."""
-    try:
+    errors = yaml.YAMLError, UnicodeDecodeError, OSError
+    with explained(f"{path} is not readable as YAML", *errors):
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, LOADER)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} is not readable as YAML: {one_line(error)}") from None
     if not isinstance(node, yaml.MappingNode):
         raise UserError(f"{path} must hold 'key: value' lines.")
     lines, found = text.splitlines(), {}
@@ -157,10 +156,10 @@ def convert_one(where, text, kind, allowed):
 
 
 def changes(before, after, prefix=""):
-    """Yields (key, old, new) for each key of two nested dicts whose value differs."""
-    for key in sorted(before | after):
+    """Yields (key, old, new) for each key of two configs or nested dicts whose value differs."""
+    for key in sorted({*before, *after}):
         old, new = before.get(key, "nothing"), after.get(key, "nothing")
-        if isinstance(old, dict) and isinstance(new, dict):
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from changes(old, new, f"{prefix}{key}.")
         elif old != new and key not in ("resume", "overwrite"):
             yield f"{prefix}{key}", old, new

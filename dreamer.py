@@ -28,17 +28,10 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import checkpoint
-from machine import multiplies_bfloat16, recorded, side_by_side
+import utils
+from machine import explained, multiplies_bfloat16, recorded, side_by_side
 from networks import RSSM, Actor, DiscreteActor, ImageEncoder, ScalarHead, mlp
-from utils import (
-    UserError,
-    lambda_returns,
-    one_line,
-    shrink_to_quantile,
-    symexp,
-    symlog,
-    update_return_scale,
-)
+from utils import UserError, symexp, symlog
 
 FORMAT = 2  # of saved agents: one more whenever the same tensors or settings mean something else
 # the settings that decide what weights mean: no run goes on with others; a saved agent has PLAYED
@@ -48,6 +41,7 @@ SHAPES = (
     *("scalar", "bins", "bin_limit"),
 )
 PLAYED = (*SHAPES, "unimix", "discount", "dreams_end")
+UNSAVED = {"switches": (), "precision": "auto", "dreams_end": True}  # if a saved agent lacks them
 WHERE_IT_PLAYS = ("run", "environment", "environment_kwargs", "vectorization", "wrappers", "hockey")
 SWITCH_ON = 0.5  # an action of `switches` is on above it, else off
 RETURN_LAMBDA = 0.95  # of the lambda-return, as in all three papers
@@ -67,7 +61,7 @@ class Dreamer(nn.Module):
         """
         super().__init__()
         self.config = config
-        self.settings = settings = SimpleNamespace(**config.dreamer)  # asked hundreds of times
+        self.settings = settings = SimpleNamespace(**{**UNSAVED, **config.dreamer})  # asked often
         self.is_image = not isinstance(observation_size, int)
         observation_size = tuple(observation_size) if self.is_image else observation_size
         self.sizes, self.discrete = (observation_size, action_size), discrete
@@ -77,10 +71,9 @@ class Dreamer(nn.Module):
             raise UserError("Images need dreamer.observation_in_state=false, observation_scale=[].")
         if len(scale) not in (0, observation_size):
             raise UserError(f"dreamer.observation_scale needs {observation_size} numbers, or [].")
-        switches = getattr(settings, "switches", ())
-        if discrete and switches:
+        if discrete and settings.switches:
             raise UserError("dreamer.switches must be [] where actions are choices.")
-        if any(switch >= action_size for switch in switches):
+        if any(switch >= action_size for switch in settings.switches):
             raise UserError(f"dreamer.switches: actions are 0 to {action_size - 1}; [] for none.")
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("return_scale", torch.zeros(()))
@@ -101,10 +94,8 @@ class Dreamer(nn.Module):
         self.optimizer = self._make_optimizer()
         for name in ("learn_world", "learn_behavior", "move"):
             setattr(self, name, recorded(getattr(self, name), self.device))
-        self.dreams_end = getattr(settings, "dreams_end", True)
-        precision = getattr(settings, "precision", "auto")
-        is_auto = precision == "auto" and multiplies_bfloat16(self.device)
-        self.in_bfloat16 = precision == "bfloat16" or is_auto
+        is_auto = settings.precision == "auto" and multiplies_bfloat16(self.device)
+        self.in_bfloat16 = settings.precision == "bfloat16" or is_auto
         self.gradient_steps = 0
         self.seen = None  # the last batch and the posterior states of its rows
         self.memory = None  # (h, z, o, last action) of each game that is being played
@@ -124,9 +115,8 @@ class Dreamer(nn.Module):
         """Forgets the games so far: all, or those of a boolean mask or an index array."""
         if games is None:
             self.memory = None
-        elif self.memory is not None:
-            for part in self.memory:
-                part[games] = 0
+        for part in self.memory or ():
+            part[games] = 0
 
     def remember(self, games):
         """Prepares a memory (h, z, o, last action) for so many games side by side."""
@@ -348,7 +338,7 @@ class Dreamer(nn.Module):
             if first and t == 0:
                 action = first(action)
             if through_dynamics:  # a few chaotic trajectories would drown all others
-                action.register_hook(partial(shrink_to_quantile, share=LONGEST_GRADIENTS))
+                action.register_hook(partial(utils.shrink_to_quantile, share=LONGEST_GRADIENTS))
             with torch.set_grad_enabled(through_dynamics):
                 state, _ = self.rssm.step(state, action, noise=latent_noise)
                 features.append(self.rssm.features(state).to(layers))
@@ -364,11 +354,12 @@ class Dreamer(nn.Module):
         """
         rewards = self.reward.mean(self.reward(states[1:]))  # (H, N), on arrival
         continues = torch.sigmoid(self.continue_logit(states[1:]))  # (H, N)
-        if not self.dreams_end:
+        if not self.settings.dreams_end:
             continues = torch.ones_like(continues)
         values = self.slow_critic.mean(self.slow_critic(states))  # (H+1, N)
         discounts = self.settings.discount * continues
-        return lambda_returns(rewards, discounts, values[1:], RETURN_LAMBDA), values[:-1], discounts
+        returns = utils.lambda_returns(rewards, discounts, values[1:], RETURN_LAMBDA)
+        return returns, values[:-1], discounts
 
     def actor_loss(self, start, alive):
         """The actor's loss, in imagination from posterior states (h, z, o) (N, .).
@@ -384,7 +375,7 @@ class Dreamer(nn.Module):
         with torch.set_grad_enabled(through_dynamics):
             returns, values, discounts = self.imagined_returns(states)
         weights = torch.cat([alive.unsqueeze(0), discounts[:-1].detach()]).cumprod(0)  # (H, N)
-        scale = update_return_scale(self.return_scale, returns, RETURN_SCALE_DECAY)
+        scale = utils.update_return_scale(self.return_scale, returns, RETURN_SCALE_DECAY)
         scale = scale if settings.scale_returns else torch.ones_like(scale)
         sample, policy = torch.stack(samples), self.actor.stack(policies)
         entropy = self.actor.entropy(policy, sample)  # (H, N)
@@ -442,7 +433,7 @@ class Dreamer(nn.Module):
         # before an episode's first row there is nothing to look forward to: R_t = v_t
         rewards = torch.where(first > 0, values[:-1], reward)
         discounts = self.settings.discount * (1 - terminal) * (1 - first)
-        returns = lambda_returns(rewards, discounts, values[1:], RETURN_LAMBDA)
+        returns = utils.lambda_returns(rewards, discounts, values[1:], RETURN_LAMBDA)
         alive = 1 - batch["is_terminal"].T[:-1]
         weights = batch["is_own"].T[:-1] * alive * (1 - first)
         return features.transpose(0, 1)[:-1], returns, weights
@@ -551,12 +542,10 @@ class Dreamer(nn.Module):
         tensors, metadata = checkpoint.load(path)
         if metadata.get("format") != FORMAT:
             raise UserError(f"{path} is no agent of this version (format {FORMAT}).")
-        try:
+        with explained(f"{path} is no saved agent", *checkpoint.MISFITS):
             config, discrete = OmegaConf.create(dict(metadata["config"])), metadata.get("discrete")
             agent = cls(config, *metadata["sizes"], device, bool(discrete))
             agent.load_state_dict(tensors)
             agent.counters = metadata["counters"]
             agent.gradient_steps = agent.counters["gradient_steps"]
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path} is no saved agent: {one_line(error)}") from None
         return agent

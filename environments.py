@@ -16,7 +16,6 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from halls import HockeyHalls
 from hockey_wrapper import HockeyGames
 from machine import blamed, close_at_exit, warn
-from opponents import OneOpponent, PerGame
 from utils import UserError, check_finite, one_line, seed_everything
 
 
@@ -30,28 +29,24 @@ def make_environments(config, count, pool=None, render_mode=None):
     if config.environment == "hockey":
         if config.vectorization == "async":
             return RecordEpisodeStatistics(HockeyHalls(config, count, pool))
-        return RecordEpisodeStatistics(HockeyGames(config.hockey, count, pool))
+        return RecordEpisodeStatistics(HockeyGames(config.hockey, count, pool.choose))
     module, _, name = config.environment.partition(":")
     is_class = bool(module) and name.isidentifier()  # not an id, which ends in -v0
+    who = f"environment: {config.environment}"
     if "" not in sys.path:
         sys.path.append("")  # modules in the current folder, wherever the code is
-    with warnings.catch_warnings(action="ignore", category=UserWarning), blamed(who(config)):
+    with warnings.catch_warnings(action="ignore", category=UserWarning), blamed(who):
         environments = gymnasium.make_vec(
             EnvSpec(name, config.environment) if is_class else config.environment,
             count,
             vectorization_mode=config.vectorization,
             vector_kwargs={"autoreset_mode": AutoresetMode.NEXT_STEP},
-            wrappers=[partial(wrap, settings=config.wrappers, name=who(config))],
+            wrappers=[partial(wrap, settings=config.wrappers, name=who)],
             **keywords(config, render_mode),
         )
     if config.vectorization == "async":
         close_at_exit(environments)
-    return Worlds(environments, who(config))
-
-
-def who(config):
-    """Returns how messages speak of the config's environment."""
-    return f"environment: {config.environment}"
+    return Worlds(environments, who)
 
 
 class UnitActions(gymnasium.ActionWrapper):
@@ -68,8 +63,7 @@ class UnitActions(gymnasium.ActionWrapper):
             raise UserError(f"{name}: actions must be Discrete or a Box, not {one_line(box)}.")
         if not (np.isfinite(box.low) & np.isfinite(box.high)).all():
             raise UserError(f"{name}: actions need finite bounds, {one_line(box)} has none.")
-        size = int(np.prod(box.shape))
-        self.action_space = Box(-1.0, 1.0, (size,), np.float32)
+        self.action_space = Box(-1.0, 1.0, (int(np.prod(box.shape)),), np.float32)
 
     def action(self, action):
         """(A,) in [-1, 1] -> a member of the Box."""
@@ -148,18 +142,14 @@ def wrap(env, settings, name="environment"):
         env = wrappers.ResizeObservation(env, (settings.resize, settings.resize))
         if len(env.observation_space.shape) == 2:  # it has dropped the only channel
             env = wrappers.ReshapeObservation(env, (settings.resize, settings.resize, 1))
-    check_observations(env.observation_space, name)
-    return env if isinstance(env.action_space, Discrete) else UnitActions(env, name)
-
-
-def check_observations(seen, name):
-    """Raises `UserError` for observations that no agent here can take."""
+    seen = env.observation_space
     is_image = isinstance(seen, Box) and len(seen.shape) == 3 and seen.dtype == np.uint8
     if not is_image and (not isinstance(seen, Box) or len(seen.shape) != 1):
         raise UserError(
             f"{name}: observations must be a flat Box or images (H, W, C) of uint8,"
             f" not {one_line(seen)}; wrappers.flatten=true makes one row of numbers of many others."
         )
+    return env if isinstance(env.action_space, Discrete) else UnitActions(env, name)
 
 
 def sizes_of(environments):
@@ -192,6 +182,8 @@ class Collector:
         self.config, self.environments, self.pool = config, environments, pool
         self.agent, self.replay, self.log = agent, replay, log
         self.steps = 0  # decisions so far, over all environments
+        # how many make `warmup_rows`: two views of a game make two rows
+        self.warmup_steps = config.warmup_rows * config.environments / replay.rings
         settings = config.dreamer  # a larger reward than the largest bin counts as that
         self.largest = np.expm1(settings.bin_limit) if settings.scalar == "twohot" else np.inf
 
@@ -219,19 +211,15 @@ class Collector:
     def is_enough(self):
         """Returns whether `train_ratio` allows the next gradient step, and the replay has rows."""
         config = self.config
-        earned = (self.steps - self._warmup_steps()) * config.train_ratio
+        earned = (self.steps - self.warmup_steps) * config.train_ratio
         batch_rows = config.replay.batch_size * config.replay.batch_length
         is_earned = earned >= (self.agent.gradient_steps + 1) * batch_rows
         return is_earned and self.replay.filled >= config.replay.batch_length
 
-    def _warmup_steps(self):
-        """Returns how many steps make `warmup_rows`: two views of a game make two rows."""
-        return self.config.warmup_rows * self.config.environments / self.replay.rings
-
     def collect(self):
         """Takes one decision in every environment; the rows that come of it go into the replay."""
         with self.log.timed("collect"):
-            if self.steps < self._warmup_steps() and not self.config.init:
+            if self.steps < self.warmup_steps and not self.config.init:
                 action = random_actions(self.environments)
             else:
                 action = self.agent.act(self.observation)
@@ -265,8 +253,8 @@ class Collector:
     def _count_episodes(self, info):
         """Notes statistics of the episodes that have just ended."""
         for game in np.flatnonzero(self.is_first):
-            episode = info["episode"]
-            metrics = {"episode_return": episode["r"][game], "episode_length": episode["l"][game]}
+            total, length = (info["episode"][name][game] for name in "rl")
+            metrics = {"episode_return": total, "episode_length": length}
             if self.pool:
                 winner = info["winner"][game]
                 self.pool.record(info["opponent"][game], winner)
@@ -277,29 +265,3 @@ class Collector:
     def where(self):
         """Returns the steps in words."""
         return f"at environment step {self.steps}, gradient step {self.agent.gradient_steps}"
-
-
-class HockeyWrapper(gymnasium.Env):
-    """One game as a `gymnasium.Env` (18 -> 4 numbers) against an opponent with `act(obs18)`."""
-
-    metadata = {"render_modes": []}
-
-    def __init__(self, settings, opponent):
-        """`settings`: `config.hockey`; `opponent`: anything with `act(obs18)`, maybe `reset()`."""
-        opponents = OneOpponent(PerGame([opponent]))
-        self.games = HockeyGames(settings, 1, opponents)
-        self.observation_space = self.games.single_observation_space
-        self.action_space = self.games.single_action_space
-
-    def reset(self, *, seed=None, options=None):
-        """Starts a game -> observation (18,), info."""
-        super().reset(seed=seed)
-        observations, info = self.games.reset(seed=seed)
-        return observations[0], {"winner": int(info["winner"][0])}
-
-    def step(self, action):
-        """One decision (4,) -> observation, reward, terminated, truncated, info."""
-        *results, info = self.games.step(np.asarray(action)[None])
-        observation, reward, terminated, truncated = (result[0] for result in results)
-        winner = {"winner": int(info["winner"][0])}
-        return observation, float(reward), bool(terminated), bool(truncated), winner

@@ -5,22 +5,18 @@ python evaluate.py mine.py:MyBot
 python evaluate.py --league checkpoints/a.safetensors checkpoints/b.safetensors weak strong
 python evaluate.py --compare metrics/a_seed0.csv metrics/a_seed1.csv metrics/b.csv --out wins.svg
 
-Exit status: 0 it is done, 2 something to mend (one sentence says what).
+Exit status: 0 it is done, 2 something to mend (one sentence says what), 130 Ctrl-C.
 """
 
 import installed  # noqa: F401  before all others
 
 # isort: split
-import argparse
 import sys
-from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
 from functools import partial
-
-import torch
 
 from environments import make_environments
 from extras import league, plots
-from machine import quiet_console
+from machine import command, make_ready, parser_of
 from matches import episode_returns, play_match
 from opponents import BOTS, load, of_another_world
 from utils import UserError
@@ -45,9 +41,10 @@ def evaluate(options):
         print(play_match(player, load(name, games, seed), games, seed), flush=True)
 
 
+@command
 def main(arguments=None):
     """Does what the command line asks for; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
+    parser = parser_of(__doc__)
     player = "a path, a name in checkpoints/, a bot, path.py:Class"
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("player", nargs="?", help=player)
@@ -60,31 +57,18 @@ def main(arguments=None):
     parser.add_argument("--plan", action="store_true", help="agents look ahead before each action")
     parser.add_argument("--seed", type=int, default=0, help="of games and opponents")
     options = parser.parse_args(arguments)
-    quiet_console()
-    torch.set_num_threads(1)  # small matrices: more threads only wait for each other
-    try:
-        if not 0 <= options.seed < 2**31:
-            raise UserError("--seed must be from 0 to 2147483647.")
-        if options.games is not None and options.games < 1:
-            raise UserError("--games must be at least 1.")
-        torch.manual_seed(options.seed)  # of the plans
-        if options.player is not None:
-            evaluate(options)
-        elif options.league is not None:
-            page = options.page or "plots/league.html"
-            league.report(options.league, options.games or 100, options.seed, page, options.plan)
-        else:
-            page = options.page or "plots/compare.html"
-            points = plots.compared(plots.read_runs(options.compare))
-            table = plots.final_table(points)
-            plots.write_comparison_page(points, page, table=table)
-            print(f"{plots.aligned(table)}\nThe page: {page}")
-            if options.out:
-                plots.write_figure(points, options.out)
-                print(f"The figure: {options.out}")
-    except UserError as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
-        return 2
+    make_ready(options)
+    if options.player is not None:
+        evaluate(options)
+    elif options.league is not None:
+        page = options.page or "plots/league.html"
+        league.report(options.league, options.games or 100, options.seed, page, options.plan)
+    else:
+        page = options.page or "plots/compare.html"
+        points = plots.report(plots.read_runs(options.compare), page)
+        if options.out:
+            plots.write_figure(points, options.out)
+            print(f"The figure: {options.out}")
     return 0
 
 

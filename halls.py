@@ -38,7 +38,7 @@ class Hall(gymnasium.Env):
         self.opponents = OpponentPool(self.config.opponents, self.games)
         self.follow(self.pool)
         self.opponents.start(seed)
-        self.table = HockeyGames(self.config.hockey, self.games, self.opponents)
+        self.table = HockeyGames(self.config.hockey, self.games, self.opponents.choose)
         return self.table.reset(seed=seed)
 
     def step(self, actions):

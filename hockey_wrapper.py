@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 import hockey_env
+from machine import explained
 from opponents import ask
 from utils import UserError
 
@@ -30,13 +31,12 @@ def load_game(game):
     """Returns the module with `HockeyEnv` and `Mode`: "built-in" or the lab's, "hockey-env"."""
     if game == "built-in":
         return hockey_env
-    try:
+    needs = (
+        "hockey.game is hockey-env, which is not installed (pip install box2d pygame-ce, then"
+        " pip install --no-deps git+https://github.com/martius-lab/hockey-env.git)"
+    )
+    with explained(needs, ImportError):
         return importlib.import_module("hockey.hockey_env")
-    except ImportError:
-        raise UserError(
-            "hockey.game is hockey-env, which is not installed: pip install box2d pygame-ce, then"
-            " pip install --no-deps git+https://github.com/martius-lab/hockey-env.git"
-        ) from None
 
 
 class HockeyGames(VectorEnv):
@@ -49,14 +49,14 @@ class HockeyGames(VectorEnv):
     limit truncates.
     """
 
-    def __init__(self, settings, num_envs, opponents, training=True):
-        """`settings`: `config.hockey`; `opponents`: has `choose()`, whose result has `reset(games)`
-        and `act(observations, games)`, called once per game frame; `training`: with the config's
-        modes and shaping (otherwise: normal games, the reward is +-10 for goals).
+    def __init__(self, settings, num_envs, choose, training=True):
+        """`settings`: `config.hockey`; `choose`: returns the next game's opponent, who has
+        `reset(games)` and `act(observations, games)`, called once per game frame; `training`: with
+        the config's modes and shaping (otherwise: normal games, the reward is +-10 for goals).
         """
         self.num_envs = num_envs
         self.module = load_game(settings.game)
-        self.opponents = opponents
+        self.choose_opponent = choose
         self.frame_skip, self.closeness = settings.frame_skip, settings.closeness
         self.reward_kind = settings.reward if training else "sparse"
         autoreset = AutoresetMode.NEXT_STEP if training else AutoresetMode.DISABLED
@@ -67,8 +67,7 @@ class HockeyGames(VectorEnv):
             raise UserError("hockey.modes: at least one share must be above 0.")
         self.mode_shares = weights / weights.sum()
         self.single_observation_space, self.single_action_space = SPACES
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space, self.action_space = (batch_space(x, num_envs) for x in SPACES)
         self.rewards = np.zeros((2, num_envs), np.float32)  # of the last step, both views
         self.tables = [{} for _ in range(num_envs)]  # per game: mode -> HockeyEnv
         self.games_started = np.arange(num_envs)  # staggers sides and starts
@@ -78,8 +77,7 @@ class HockeyGames(VectorEnv):
         self.side = np.zeros(num_envs, int)  # 0: we are player one
         self.we_start = np.zeros(num_envs, bool)
         self.winner = np.zeros(num_envs, int)  # of the last step: +1 we, -1 they, 0 nobody (yet)
-        self.terminated = np.zeros(num_envs, bool)
-        self.truncated = np.zeros(num_envs, bool)
+        self.terminated, self.truncated = np.zeros((2, num_envs), bool)
 
     def reset(self, *, seed=None, options=None):
         """Starts all games -> observations (n, 18), info. One seed determines everything."""
@@ -107,8 +105,6 @@ class HockeyGames(VectorEnv):
         frames = np.zeros((self.num_envs, 1), np.float32)
         for _ in range(self.frame_skip):
             games = np.flatnonzero(~(self.terminated | self.truncated | finished))
-            if len(games) == 0:
-                break
             for opponent, against in self._by_opponent(games):
                 their_actions[against] = ask(opponent, self.views[1, against], against)
             for game in games:
@@ -132,7 +128,7 @@ class HockeyGames(VectorEnv):
             seed = int(self.np_random.integers(2**31))
             observation, _ = env.reset(seed=seed, one_starting=one_starts)
             self.views[:, game] = self._both_views(game, observation)
-            self.playing_against[game] = self.opponents.choose()
+            self.playing_against[game] = self.choose_opponent()
         self.winner[games] = 0
         self.terminated[games] = self.truncated[games] = False
         for opponent, theirs in self._by_opponent(games):
@@ -158,8 +154,7 @@ class HockeyGames(VectorEnv):
             for number, part in enumerate((info, env.get_info_agent_two())):
                 view = number if one else 1 - number
                 reward[view] += self.closeness * part["reward_closeness_to_puck"]
-        self.rewards[0, game] += reward[0]
-        self.rewards[1, game] += reward[1]
+        self.rewards[:, game] += np.float32(reward)
         self.winner[game] = winner
         self.terminated[game] = winner != 0
         self.truncated[game] = (terminated or truncated) and winner == 0

@@ -1,5 +1,6 @@
-"""What the computer offers (devices, cores, memory, signals, a console), and who is to blame."""
+"""What the computer offers (devices, cores, memory, signals, a command line); who is to blame."""
 
+import argparse
 import atexit
 import collections
 import contextlib
@@ -77,6 +78,15 @@ def progress_bar(done, total):
 
 
 @contextlib.contextmanager
+def explained(sentence, *errors):
+    """Turns errors of these kinds in its block into a `UserError`: this sentence, then theirs."""
+    try:
+        yield
+    except errors as error:
+        raise UserError(f"{sentence}: {one_line(error)}") from None
+
+
+@contextlib.contextmanager
 def blamed(who):
     """Turns whatever somebody else's code raises in its block into a `UserError` that names it."""
     try:
@@ -128,6 +138,29 @@ def quiet_console():
         warnings.filterwarnings("ignore", f".*{text}")
 
 
+def parser_of(text):
+    """Returns the parser of a command line whose help begins with this text, as it is written."""
+    style = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=text, formatter_class=style)
+
+
+def command(function):
+    """Makes the function a command; its exit status is 2 after a `UserError`, 130 after Ctrl-C."""
+
+    @functools.wraps(function)
+    def call(*arguments):
+        quiet_console()
+        try:
+            return function(*arguments)
+        except UserError as error:
+            print(f"{Path(function.__code__.co_filename).name}: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            return 130
+
+    return call
+
+
 def cores():
     """Returns how many CPU cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -139,6 +172,16 @@ def close_at_exit(environments):
     """Ends processes of environments with this one: they heed no signal, so it would wait."""
     known = weakref.ref(environments)
     atexit.register(lambda: known() and known().close())
+
+
+def make_ready(options):
+    """Makes ready for games by a command line's options; `UserError` for an impossible one."""
+    if not 0 <= options.seed < 2**31:
+        raise UserError("--seed must be from 0 to 2147483647.")
+    if getattr(options, "games", None) is not None and options.games < 1:
+        raise UserError("--games must be at least 1.")
+    torch.manual_seed(options.seed)  # of the plans
+    torch.set_num_threads(1)  # small matrices: more threads only wait for each other
 
 
 def use_threads(count):

@@ -11,11 +11,9 @@ and everything is saved: the same command with resume=true goes on.
 import installed  # noqa: F401  before all others
 
 # isort: split
-import argparse
 import contextlib
 import sys
 import time
-from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
 
 import numpy as np
 import torch
@@ -31,10 +29,10 @@ from extras.film import check_recorder, film_agent
 from extras.plots import write_page
 from extras.tracker import open_tracker
 from hockey_wrapper import MIRROR
-from machine import STOPPED
+from machine import STOPPED, explained
 from matches import evaluate
 from opponents import OpponentPool, find_agent
-from utils import Every, UserError, check_finite, one_line, seed_everything
+from utils import Every, UserError, check_finite, seed_everything
 
 
 def main(config, stop):
@@ -92,13 +90,10 @@ class Training:
         environments.reset(seed=config.seed)  # what fails does so before anything is deleted
         sizes, discrete = sizes_of(environments)
         self.agent = Dreamer(config, *sizes, device, discrete)
-        hockey, rings, mirror = config.hockey, config.environments, None
-        if self.pool:
-            rings *= 2 if hockey.both_views else 1
-            mirror = MIRROR if hockey.mirror else None
-        self.replay = ReplayBuffer(
-            config.replay, rings, *self.agent.sizes, device, config.environments, mirror
-        )
+        own = config.environments  # rings of the replay
+        rings = 2 * own if self.pool and config.hockey.both_views else own
+        mirror = MIRROR if self.pool and config.hockey.mirror else None
+        self.replay = ReplayBuffer(config.replay, rings, *self.agent.sizes, device, own, mirror)
         self.log, track_from = checkpoint.Metrics(self.files.csv), open_tracker(config)
         self.play = Collector(config, environments, self.pool, self.agent, self.replay, self.log)
         self.best, self.evaluated = -np.inf, 0  # score of best.safetensors; step last evaluated
@@ -122,12 +117,10 @@ class Training:
 
     def take_weights(self, path):
         """Takes over the weights of a saved agent. Raises `UserError` if they don't fit."""
-        try:
+        with explained(f"init: {path} does not fit this config", ValueError, RuntimeError):
             theirs = Dreamer.load(path)
             self.agent.check_settings(theirs.config.dreamer)
             self.agent.load_state_dict(theirs.state_dict())
-        except (ValueError, RuntimeError) as error:
-            raise UserError(f"init: {path} does not fit this config: {one_line(error)}") from None
 
     def check(self):
         """Raises `UserError` if numbers went wrong: no such agent is evaluated or saved.
@@ -218,7 +211,7 @@ class Training:
     def restore(self):
         """Goes on from what `save` wrote. Raises `UserError` if that does not fit."""
         path, tensors, metadata = self.files.load()
-        try:
+        with explained(f"{path} does not fit this run", *checkpoint.MISFITS):
             theirs, ours = OmegaConf.create(dict(metadata["config"])), self.config
             if theirs.run != ours.run:
                 raise ValueError(f"it is of the run {theirs.run}, not {ours.run}")
@@ -231,10 +224,8 @@ class Training:
             if self.pool:
                 self.pool.restore(metadata["pool"])
             self.log.restore(metadata["rows"])
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path} does not fit this run: {one_line(error)}") from None
         print(f"resumed from {path} at {gradient_steps} gradient steps")
-        print_changes(metadata["config"], OmegaConf.to_container(ours))
+        print_changes(theirs, ours)
         self.go_on()
 
     @contextlib.contextmanager
@@ -275,20 +266,16 @@ class Training:
         return is_done
 
 
+@machine.command
 def command_line(arguments=None):
     """Runs what the command line says; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
+    parser = machine.parser_of(__doc__)
     parser.add_argument("--config", default="hockey.yml", help="a path, or a name in configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces a config key")
-    machine.quiet_console()
     options, stop = parser.parse_intermixed_args(arguments), machine.Stop()
-    try:
-        config = load_config(options.config, options.overrides)
-        stop.listen()
-        return 0 if main(config, stop) else STOPPED
-    except UserError as error:
-        print(f"main.py: {error}", file=sys.stderr)
-        return 2
+    config = load_config(options.config, options.overrides)
+    stop.listen()
+    return 0 if main(config, stop) else STOPPED
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from config import load_config
 from environments import make_environments, playable
 from hockey_wrapper import HockeyGames
 from machine import warn
-from opponents import BOTS, OneOpponent, ask
+from opponents import BOTS, ask
 
 LONGEST_EPISODE = 10_000  # steps of an evaluation's episode: it ends there whatever happens
 
@@ -88,7 +88,7 @@ def play_games(act, opponent, games, settings, seed=0):
     `act`: observations (n, 18) -> actions (n, 4), asked once per decision; `settings`:
     `config.hockey`. If `games` is a multiple of four, both sides and starts come up equally often.
     """
-    table = HockeyGames(settings, games, OneOpponent(opponent), training=False)
+    table = HockeyGames(settings, games, lambda: opponent, training=False)
     observations, _ = table.reset(seed=seed)
     while not (table.terminated | table.truncated).all():  # who has ended rests
         observations, *_ = table.step(act(observations))

@@ -16,16 +16,14 @@ from torch.distributions import Independent, Normal, OneHotCategorical, kl_diver
 
 from utils import symexp, symlog, two_hot
 
-torch.distributions.Distribution.set_default_validate_args(
-    False
-)  # to look at numbers is to wait for the device
+# to look at numbers is to wait for the device
+torch.distributions.Distribution.set_default_validate_args(False)
 
 
 def activate(size, config):
     """What follows a hidden layer's matrix: norm layer and activation, by config."""
-    norms = {"LayerNorm": nn.LayerNorm, "RMSNorm": nn.RMSNorm}
-    norm = [norms[config.norm](size)] if config.norm in norms else []
-    return nn.Sequential(*norm, getattr(nn, config.activation)())
+    norm = nn.Identity() if config.norm == "none" else getattr(nn, config.norm)(size)
+    return nn.Sequential(norm, getattr(nn, config.activation)())
 
 
 def mlp(input_size, output_size, config, output_scale=1.0):
@@ -191,9 +189,8 @@ class RSSM(nn.Module):
     """The recurrent state-space model: how the state s = (h, z, o) goes on, and what it looks like.
 
     h (..., R) is deterministic, z (..., G*C) a sample of the prior or posterior (PlaNet, Hafner et
-    al., arXiv 1811.04551). With `observation_in_state` (not of the papers) the state carries the
-    observation o (..., O) as well, real or imagined, and the decoder predicts its change; without,
-    o has no columns.
+    al., arXiv 1811.04551). With `observation_in_state` there is the observation o (..., O) as well,
+    of which the decoder predicts the change; without, o has no columns (see `dreamer.py`).
     """
 
     def __init__(self, observation_size, action_size, config):
@@ -312,8 +309,7 @@ class Actor(nn.Module):
     def stack(policies):
         """Returns H distributions of u (N, A) as a single one (H, N, A)."""
         means, stds = zip(*((p.base_dist.loc, p.base_dist.scale) for p in policies), strict=True)
-        normal = Normal(torch.stack(means), torch.stack(stds))
-        return Independent(normal, 1)
+        return Independent(Normal(torch.stack(means), torch.stack(stds)), 1)
 
     @staticmethod
     def entropy(policy, u):
@@ -361,8 +357,7 @@ class DiscreteActor(nn.Module):
     @staticmethod
     def stack(policies):
         """Returns H distributions over (N, A) as a single one (H, N, A)."""
-        probs = torch.stack([policy.probs for policy in policies])
-        return OneHotCategorical(probs)
+        return OneHotCategorical(torch.stack([policy.probs for policy in policies]))
 
     @staticmethod
     def entropy(policy, sample):

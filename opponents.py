@@ -47,17 +47,6 @@ class PerGame:
         return np.array([self.players[game].act(row) for game, row in pairs], np.float32)
 
 
-class OneOpponent:
-    """A pool of just one opponent, for evaluation and for `HockeyWrapper`."""
-
-    def __init__(self, opponent):
-        self.opponent = opponent
-
-    def choose(self):
-        """Returns the opponent of the next game."""
-        return self.opponent
-
-
 class RandomPlayer:
     """Uniformly random actions, drawn anew each frame."""
 
@@ -302,8 +291,7 @@ class OpponentPool:
     def record(self, name, winner):
         """Counts a finished game against the opponent of this name; `winner`: +1 we, -1, 0."""
         self.played[name] = self.played.get(name, 0) + 1
-        won = {1: 1.0, 0: 0.5, -1: 0.0}[int(winner)]
-        rate = self.results.get(name, 0.5)
+        won, rate = (1 + int(winner)) / 2, self.results.get(name, 0.5)  # a draw is half a win
         self.results[name] = rate + FORGETTING * (won - rate)
 
     def metrics(self, gradient_step):

@@ -12,15 +12,12 @@ Exit status: 0 it is done, 2 something to mend (one sentence says what), 130 Ctr
 import installed  # noqa: F401  before all others
 
 # isort: split
-import argparse
 import contextlib
 import os
 import sys
-from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
 
 import numpy as np
 import pygame
-import torch
 
 from dreamer import Dreamer
 from extras.dreams import dream as dream_of_hockey
@@ -28,7 +25,7 @@ from extras.film import INK, Episodes, Match, save_video, write
 from extras.image_dreams import dream_of_images
 from extras.tournament import compete
 from hockey_env import GREY, WHITE
-from machine import quiet_console
+from machine import command, make_ready, parser_of
 from opponents import find_agent, load, of_another_world
 from utils import UserError, one_line
 
@@ -126,9 +123,10 @@ def dream(options):
     (dream_of_images if sees_images else dream_of_hockey)(options)
 
 
+@command
 def main(arguments=None):
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
+    parser = parser_of(__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add_command(name, function, player="agent"):
@@ -155,22 +153,10 @@ def main(arguments=None):
     add("--out", default="plots/dream.html", metavar="PATH")
     add("--games", type=int, default=8)
     options = parser.parse_args(arguments)
-    quiet_console()
-    torch.set_num_threads(1)  # one game's small matrices: more threads only wait for each other
-    try:
-        if not 0 <= options.seed < 2**31:
-            raise UserError("--seed must be from 0 to 2147483647.")
-        if getattr(options, "games", 1) < 1:
-            raise UserError("--games must be at least 1.")
-        if not 0.01 <= getattr(options, "speed", 1.0) <= 100:
-            raise UserError("--speed must be from 0.01 to 100.")
-        torch.manual_seed(options.seed)  # of the plans
-        options.function(options)
-    except UserError as error:
-        print(f"play.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    make_ready(options)
+    if not 0.01 <= getattr(options, "speed", 1.0) <= 100:
+        raise UserError("--speed must be from 0.01 to 100.")
+    options.function(options)
     return 0
 
 

@@ -8,7 +8,6 @@ The same command again goes on with what is missing, and repeats nothing. Exit s
 are done, 2 something to mend (a sentence says what), 75 stopped: the same command goes on.
 """
 
-import argparse
 import functools
 import hashlib
 import itertools
@@ -18,20 +17,18 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
 from pathlib import Path
 
 import torch
 import yaml
-from omegaconf import OmegaConf
 from safetensors import SafetensorError, safe_open
 
 from checkpoint import RunFiles, check_writable
 from config import changes, load_config, plain
+from extras import plots
 from extras.cluster import submit
-from extras.plots import aligned, compared, final_table, read_evaluations, write_comparison_page
-from machine import STOPPED, Stop, quiet_console
-from utils import UserError, one_line
+from machine import STOPPED, Stop, command, explained, parser_of
+from utils import UserError
 
 MAIN = Path(__file__).resolve().parent / "main.py"
 tell = functools.partial(print, flush=True)  # what is going on
@@ -57,7 +54,7 @@ class Run:
             theirs, (_, step), evaluated = (json.loads(texts[name]) for name in names)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return False  # none yet, or damaged: main.py takes the one before it
-        for key, old, new in changes(theirs, OmegaConf.to_container(self.config)):
+        for key, old, new in changes(theirs, self.config):
             if key not in (*HOW, "gradient_steps"):
                 raise UserError(
                     f"The run '{self.name}' exists with another {key} ({old}, not {new}):"
@@ -90,10 +87,8 @@ def plan(options):
         key, _, values = text.partition("=")
         if key in ("seed", "resume", "overwrite"):
             raise UserError(f"'{text}' can't be chosen here: --seeds and the sweep itself do.")
-        try:
+        with explained(f"'{text}' is not understood", yaml.YAMLError):
             swept[key] = plain(yaml.compose(f"[{values}]", yaml.BaseLoader)) or [""]
-        except yaml.YAMLError as error:
-            raise UserError(f"'{text}' is not understood: {one_line(error)}") from None
     cores, runs = torch.get_num_threads() // (options.parallel or 1), {}
     names = {key: key.split(".")[-1] for key, values in swept.items() if len(values) > 1}
     for *values, seed in itertools.product(*swept.values(), options.seeds):
@@ -112,7 +107,7 @@ def plan(options):
 def name_of(base, config):
     """Returns the name of a run: what is different from its config file, and its seed."""
     parts = [config.run]
-    for key, _, value in changes(OmegaConf.to_container(base), OmegaConf.to_container(config)):
+    for key, _, value in changes(base, config):
         if key not in HOW:
             text = str(value).removesuffix(".0").replace(" ", "")
             parts.append(f"{key.split('.')[-1]}={text}")
@@ -148,16 +143,14 @@ def follow(runs, parallel, stop):
 
 def report(runs, name, about):
     """Prints and draws what the runs have come to; `about`: the page's first line."""
-    found = [(run.label, run.config.seed, read_evaluations(run.files.csv)) for run in runs]
-    points = compared(found)
-    table, page = final_table(points), Path("plots") / f"{name}.html"
-    write_comparison_page(points, page, name, table, about)
-    print(f"{aligned(table)}\npage: {page}")
+    found = [(run.label, run.config.seed, plots.read_evaluations(run.files.csv)) for run in runs]
+    plots.report(found, f"plots/{name}.html", name, about)
 
 
+@command
 def main(arguments=None):
     """Does what the command line asks for; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
+    parser = parser_of(__doc__)
     parser.add_argument("--config", default="hockey.yml", help="a path, or a name in configs/")
     parser.add_argument("--seeds", nargs="+", default=["0"])
     parser.add_argument("--parallel", type=int, help="runs at the same time (1; on a cluster: all)")
@@ -166,7 +159,6 @@ def main(arguments=None):
     options, stop = parser.parse_intermixed_args(arguments), Stop()
     options.overrides += [text for text in options.seeds if "=" in text]  # they may follow
     options.seeds = [text for text in options.seeds if "=" not in text] or ["0"]
-    quiet_console()
     try:
         runs, name = plan(options)
         missing = [run for run in runs if not run.is_done()]
@@ -179,9 +171,6 @@ def main(arguments=None):
         done = [run for run in runs if run.is_done()]
         if done and status != STOPPED:
             report(done, name, " ".join([options.config, *options.overrides]))
-    except UserError as error:
-        print(f"sweep.py: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("the jobs stay in the queue; the same command looks after them", file=sys.stderr)
         return STOPPED

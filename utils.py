@@ -103,8 +103,7 @@ class Every:
     """`is_time = Every(1000)`: `is_time(step)` is true once per 1000 steps passed."""
 
     def __init__(self, interval, start=0):
-        self.interval = interval
-        self.last = start // interval
+        self.interval, self.last = interval, start // interval
 
     def __call__(self, step):
         passed, self.last = self.last, max(self.last, step // self.interval)

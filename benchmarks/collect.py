@@ -10,11 +10,9 @@ agent is an untrained one unless a saved one is named.
 Exit status: 0 it is done, 2 something to mend (one sentence says what).
 """
 
-import argparse
 import statistics
 import sys
 import time
-from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
 from functools import partial
 from pathlib import Path
 
@@ -24,16 +22,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from config import load_config  # noqa: E402
 from dreamer import Dreamer  # noqa: E402
 from hockey_wrapper import HockeyGames  # noqa: E402
-from machine import pick_device, use_threads  # noqa: E402
+from machine import command, parser_of, pick_device, use_threads  # noqa: E402
 from matches import play_games  # noqa: E402
-from opponents import OneOpponent, find_agent, load  # noqa: E402
-from utils import UserError, seed_everything  # noqa: E402
+from opponents import find_agent, load  # noqa: E402
+from utils import seed_everything  # noqa: E402
 
 
 def frames_per_second(agent, config, decisions=200):
     """Game frames a second, over all games side by side."""
     count = config.environments
-    games = HockeyGames(config.hockey, count, OneOpponent(load("strong", count)))
+    bot = load("strong", count)
+    games = HockeyGames(config.hockey, count, lambda: bot)
     observation, _ = games.reset(seed=0)
     start = time.perf_counter()
     for _ in range(decisions):
@@ -52,25 +51,22 @@ def milliseconds(agent, plan, decisions=500):
     return seconds[20:]
 
 
+@command
 def main():
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
+    parser = parser_of(__doc__)
     parser.add_argument("--config", default="hockey.yml")
     parser.add_argument("--agent", help="a saved one instead of an untrained one")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_intermixed_args()
-    try:
-        config = load_config(options.config, options.overrides)
-        device = pick_device(config.device)
-        seed_everything(0)
-        if options.agent:
-            agent = Dreamer.load(find_agent(options.agent), device)
-        else:
-            agent = Dreamer(config, 18, 4, device)
-    except UserError as error:
-        print(f"collect.py: {error}", file=sys.stderr)
-        return 2
+    config = load_config(options.config, options.overrides)
+    device = pick_device(config.device)
+    seed_everything(0)
+    if options.agent:
+        agent = Dreamer.load(find_agent(options.agent), device)
+    else:
+        agent = Dreamer(config, 18, 4, device)
     use_threads(config.threads)
     speeds = [frames_per_second(agent, config) for _ in range(options.repeats)]
     print(f"{device}, {torch.get_num_threads()} threads, {config.environments} games side by side")

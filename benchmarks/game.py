@@ -8,18 +8,17 @@ repeats, in steps a second on one core.
 Exit status: 0 it is done.
 """
 
-import argparse
 import importlib
 import statistics
 import sys
 import time
-from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import hockey_env  # noqa: E402
+from machine import parser_of  # noqa: E402
 
 
 def scripted_actions(env, module):
@@ -49,7 +48,7 @@ def steps_per_second(module, players, steps):
 
 def main():
     """Prints one line for each kind of players."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
+    parser = parser_of(__doc__)
     parser.add_argument("--steps", type=int, default=10_000, help="steps of one measurement")
     parser.add_argument("--repeats", type=int, default=5, help="measurements of each game")
     arguments = parser.parse_args()

@@ -10,22 +10,23 @@ the columns of `main.py`. To install: pip install --no-deps stable-baselines3 cl
 Exit status: 0 it is done, 2 something to mend (one sentence says what).
 """
 
-import argparse
 import itertools
 import sys
 import time
-from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
 from pathlib import Path
+
+import gymnasium
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from checkpoint import Metrics  # noqa: E402
 from config import load_config  # noqa: E402
-from environments import HockeyWrapper  # noqa: E402
 from hockey_env import BasicOpponent  # noqa: E402
-from machine import use_threads  # noqa: E402
+from hockey_wrapper import HockeyGames  # noqa: E402
+from machine import command, explained, parser_of, use_threads  # noqa: E402
 from matches import play_games  # noqa: E402
-from opponents import load  # noqa: E402
-from utils import UserError, seed_everything  # noqa: E402
+from opponents import PerGame, load  # noqa: E402
+from utils import seed_everything  # noqa: E402
 
 MINUTES = 2.5  # of training between two evaluations
 
@@ -42,6 +43,32 @@ class BothBots:
 
     def act(self, observation):
         return self.bot.act(observation)
+
+
+class HockeyWrapper(gymnasium.Env):
+    """One game as a `gymnasium.Env` (18 -> 4 numbers) against an opponent with `act(obs18)`."""
+
+    metadata = {"render_modes": []}
+
+    def __init__(self, settings, opponent):
+        """`settings`: `config.hockey`; `opponent`: anything with `act(obs18)`, maybe `reset()`."""
+        player = PerGame([opponent])
+        self.games = HockeyGames(settings, 1, lambda: player)
+        self.observation_space = self.games.single_observation_space
+        self.action_space = self.games.single_action_space
+
+    def reset(self, *, seed=None, options=None):
+        """Starts a game -> observation (18,), info."""
+        super().reset(seed=seed)
+        observations, info = self.games.reset(seed=seed)
+        return observations[0], {"winner": int(info["winner"][0])}
+
+    def step(self, action):
+        """One decision (4,) -> observation, reward, terminated, truncated, info."""
+        *results, info = self.games.step(np.asarray(action)[None])
+        observation, reward, terminated, truncated = (result[0] for result in results)
+        winner = {"winner": int(info["winner"][0])}
+        return observation, float(reward), bool(terminated), bool(truncated), winner
 
 
 def train(options, kind, noise):
@@ -76,28 +103,23 @@ def train(options, kind, noise):
     agent.learn(10**9, callback=each_step)
 
 
+@command
 def main():
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
+    parser = parser_of(__doc__)
     parser.add_argument("algorithm", choices=("td3", "sac"))
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="the CSV (default: metrics/<algorithm>_seed<seed>.csv)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of hockey.yml")
     options = parser.parse_intermixed_args()
-    try:
+    needs = "stable-baselines3 is missing (pip install --no-deps stable-baselines3 cloudpickle)"
+    with explained(needs, ImportError):
         import stable_baselines3
         from stable_baselines3.common.noise import NormalActionNoise
-
-        noise = {"action_noise": NormalActionNoise([0.0] * 4, [0.1] * 4)}
-        kind = getattr(stable_baselines3, options.algorithm.upper())
-        train(options, kind, noise if options.algorithm == "td3" else {})
-    except ImportError as error:
-        print(f"model_free.py: {error}; pip install --no-deps stable-baselines3 cloudpickle.")
-        return 2
-    except UserError as error:
-        print(f"model_free.py: {error}", file=sys.stderr)
-        return 2
+    noise = {"action_noise": NormalActionNoise([0.0] * 4, [0.1] * 4)}
+    kind = getattr(stable_baselines3, options.algorithm.upper())
+    train(options, kind, noise if options.algorithm == "td3" else {})
     return 0
 
 

@@ -11,13 +11,11 @@ reward and value. Each agent has a process of its own.
 Exit status: 0 it is done, 2 something to mend (one sentence says what).
 """
 
-import argparse
 import multiprocessing
 import statistics
 import sys
 import time
 import types
-from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +28,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parent))
 from train_step import Subject, matrix_rate, peak_memory  # noqa: E402
 
 from config import load_config  # noqa: E402
-from machine import keep_freed_memory, use_threads  # noqa: E402
+from machine import command, keep_freed_memory, parser_of, use_threads  # noqa: E402
 from utils import UserError, one_line  # noqa: E402
 
 THEIR_CONFIG = "configs/car-racing-v3.yml"
@@ -170,24 +168,21 @@ def compare(config, options):
     print(f"theirs takes {statistics.median(ratios):.2f} times as long")
 
 
+@command
 def main():
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
+    parser = parser_of(__doc__)
     parser.add_argument("folder", help="a copy of NaturalDreamer")
     parser.add_argument("--steps", type=int, default=20, help="measured steps of each")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_intermixed_args()
-    try:
-        config = load_config("benchmark.yml", options.overrides)
-        if options.steps < 1:
-            raise UserError(f"--steps must be at least 1, not {options.steps}.")
-        for name in ("dreamer.py", THEIR_CONFIG):
-            if not Path(options.folder, name).is_file():
-                raise UserError(f"{options.folder} holds no {name}: name a copy of NaturalDreamer.")
-        compare(config, options)
-    except UserError as error:
-        print(f"natural_dreamer.py: {error}", file=sys.stderr)
-        return 2
+    config = load_config("benchmark.yml", options.overrides)
+    if options.steps < 1:
+        raise UserError(f"--steps must be at least 1, not {options.steps}.")
+    for name in ("dreamer.py", THEIR_CONFIG):
+        if not Path(options.folder, name).is_file():
+            raise UserError(f"{options.folder} holds no {name}: name a copy of NaturalDreamer.")
+    compare(config, options)
     return 0
 
 

@@ -10,9 +10,7 @@ luck in a single evaluation counts.
 Exit status: 0 it is done, 2 something to mend (one sentence says what).
 """
 
-import argparse
 import sys
-from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +23,7 @@ from extras.plots import (  # noqa: E402
     run_name,
     write_comparison_page,
 )
+from machine import command, parser_of  # noqa: E402
 from utils import UserError  # noqa: E402
 
 BOTS = ("weak", "strong")
@@ -66,22 +65,19 @@ def draw(runs, page):
     write_comparison_page(compared(runs), page, "Time to skill", table)
 
 
+@command
 def main(arguments=None):
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
+    parser = parser_of(__doc__)
     parser.add_argument("csv", nargs="+")
     parser.add_argument("--out", default="plots/time_to_skill.html", help="the page")
     options = parser.parse_args(arguments)
-    try:
-        runs = read_runs(options.csv)
-        for label, seed, frame in runs:
-            for bot in BOTS:
-                if f"evaluation/{bot}/wins" not in frame:
-                    raise UserError(f"{run_name(label, seed)} was not evaluated against {bot}.")
-        draw(runs, options.out)
-    except UserError as error:
-        print(f"time_to_skill.py: {error}", file=sys.stderr)
-        return 2
+    runs = read_runs(options.csv)
+    for label, seed, frame in runs:
+        for bot in BOTS:
+            if f"evaluation/{bot}/wins" not in frame:
+                raise UserError(f"{run_name(label, seed)} was not evaluated against {bot}.")
+    draw(runs, options.out)
     report(runs)
     print(f"page: {options.out}")
     return 0

@@ -10,11 +10,9 @@ rate of bfloat16 products is measured only where the device has instructions for
 Exit status: 0 it is done, 2 something to mend (one sentence says what).
 """
 
-import argparse
 import statistics
 import sys
 import time
-from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,8 +24,10 @@ from buffer import ReplayBuffer  # noqa: E402
 from config import load_config  # noqa: E402
 from dreamer import Dreamer  # noqa: E402
 from machine import (  # noqa: E402
+    command,
     keep_freed_memory,
     multiplies_bfloat16,
+    parser_of,
     pick_device,
     use_threads,
 )
@@ -161,27 +161,24 @@ def report(name, subject, rate):
     return medians["whole step"]
 
 
+@command
 def main():
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
+    parser = parser_of(__doc__)
     parser.add_argument("--config", default="benchmark.yml")
     parser.add_argument("--compare", help="a second config, measured in turns with the first")
     parser.add_argument("--steps", type=int, default=20, help="measured steps")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for both configs")
     options = parser.parse_intermixed_args()
-    try:
-        if options.steps < 1:
-            raise UserError(f"--steps must be at least 1, not {options.steps}.")
-        names = [name for name in (options.config, options.compare) if name]
-        configs = [load_config(name, options.overrides) for name in names]
-        device = pick_device(configs[0].device)
-        use_threads(configs[0].threads)
-        keep_freed_memory()
-        seed_everything(0)
-        subjects = [Subject(config, device) for config in configs]
-    except UserError as error:
-        print(f"train_step.py: {error}", file=sys.stderr)
-        return 2
+    if options.steps < 1:
+        raise UserError(f"--steps must be at least 1, not {options.steps}.")
+    names = [name for name in (options.config, options.compare) if name]
+    configs = [load_config(name, options.overrides) for name in names]
+    device = pick_device(configs[0].device)
+    use_threads(configs[0].threads)
+    keep_freed_memory()
+    seed_everything(0)
+    subjects = [Subject(config, device) for config in configs]
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     rates = {torch.float32: []}
     if multiplies_bfloat16(device):  # elsewhere they are emulated, a minute each

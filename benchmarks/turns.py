@@ -9,14 +9,15 @@ count. Printed: the medians in milliseconds a step, and the quotient this : FOLD
 Exit status: 0 it is done, 2 something to mend (one sentence says what).
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
-from argparse import RawDescriptionHelpFormatter as AS_WRITTEN
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from machine import parser_of  # noqa: E402
+
 STEPS, WARM_UP = 4, 2  # a turn's steps, and turns
 STEPPER = """
 import os, sys, time
@@ -44,7 +45,7 @@ for _ in sys.stdin:
 
 def main():
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=AS_WRITTEN)
+    parser = parser_of(__doc__)
     parser.add_argument("folder", help="the other copy")
     parser.add_argument("--config", default="hockey.yml")
     parser.add_argument("--turns", type=int, default=10, help="measured ones")

@@ -12,7 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from utils import UserError, one_line
+from machine import explained
+from utils import UserError
 
 JOBS = Path("runs/slurm")  # submitit's files, and the number of each run's job
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,14 +76,10 @@ def submit(runs, name, settings, parallel):
     settings = dict(text.partition("=")[::2] for text in settings)
     if not settings.get("time", "").isdigit():
         raise UserError("--slurm needs time=MINUTES, a whole number: the limit of a job.")
-    try:
+    with explained("--slurm needs submitit (pip install submitit)", ImportError):
         import submitit
-
+    with explained("--slurm", RuntimeError):
         executor = submitit.SlurmExecutor(JOBS, max_num_timeout=10**6)
-    except ImportError:
-        raise UserError("--slurm needs: pip install submitit") from None
-    except RuntimeError as error:
-        raise UserError(f"--slurm: {one_line(error)}") from None
     executor.update_parameters(
         job_name=name,
         time=int(settings.pop("time")),
@@ -99,11 +96,9 @@ def submit(runs, name, settings, parallel):
         if note.exists() and note.read_text() in there:
             run.process = Queued(run, note.read_text())
     new = [run for run in runs if not run.process]
-    try:
+    with explained("--slurm", submitit.core.utils.FailedJobError, OSError):
         with executor.batch() if new else contextlib.nullcontext():
             jobs = [executor.submit(Job(run.arguments)) for run in new]
-    except (submitit.core.utils.FailedJobError, OSError) as error:
-        raise UserError(f"--slurm: {one_line(error)}") from None
     for run, job in zip(new, jobs, strict=True):
         notes[run].write_text(job.job_id)
         run.process = Queued(run, job.job_id)

@@ -15,7 +15,7 @@ from dreamer import RETURN_LAMBDA
 from extras.plots import aligned, fill_template, table_markup
 from hockey_env import FPS
 from hockey_wrapper import HockeyGames
-from opponents import OneOpponent, find_agent, load
+from opponents import find_agent, load
 from utils import lambda_returns
 
 H_DREAM = 15  # decisions
@@ -41,7 +41,7 @@ class Game:
 def record_games(agent, opponent, count, seed):
     """Plays so many games side by side, as an evaluation does; returns a list of `Game`."""
     settings = agent.config.hockey
-    table = HockeyGames(settings, count, OneOpponent(opponent), training=False)
+    table = HockeyGames(settings, count, lambda: opponent, training=False)
     table.reward_kind = settings.reward  # what the agent has learned to predict
     player = agent.player()
     observation, _ = table.reset(seed=seed)
@@ -191,23 +191,18 @@ def dream(options):
     games = record_games(player.agent, opponent, options.games, options.seed)
     shown = max(games, key=lambda game: len(game.reward))
     means, seconds = mean_errors(player.agent, games), player.frame_skip / FPS
-    names, table = map(html.escape, (player.name, opponent.name)), table_rows(means, seconds)
+    us, them = map(html.escape, (player.name, opponent.name))
     result = {1: "won", 0: "drawn", -1: "lost"}[shown.winner]
     seen = int((means["puck"][0] <= SHARP).long().cumprod(0).sum())
     text = (
-        "<b>{}</b> (red) against <b>{}</b> (blue), ".format(*names)
-        + f"{result} after {(len(shown.reward) - 1) * seconds:.1f} s. It sees the puck to within"
+        f"<b>{us}</b> (red) against <b>{them}</b> (blue), {result} after"
+        f" {(len(shown.reward) - 1) * seconds:.1f} s. It sees the puck to within"
         f" {SHARP:g} m for {'at least ' * (seen == H_DREAM)}<b>{seen} decisions</b>"
         f" ({seen * seconds:.2f} s) ahead. Mean errors over"
         f" {'this game' if len(games) == 1 else f'{len(games)} games'}:"
     )
-    fill_template(
-        options.out,
-        page_data(player.agent, shown, means),
-        template="dreams.html",
-        title=html.escape(f"What {player.name} dreams"),
-        summary=text,
-        table=table_markup(table),
-    )
+    data, table = page_data(player.agent, shown, means), table_rows(means, seconds)
+    parts = {"title": f"What {us} dreams", "summary": text, "table": table_markup(table)}
+    fill_template(options.out, data, "dreams.html", **parts)
     print(aligned([[cell.replace("\n", " ") for cell in row] for row in table]))
     print(f"The page: {options.out}")

@@ -13,6 +13,7 @@ import pygame
 from checkpoint import write_atomically
 from environments import make_environments, playable
 from hockey_env import BLUE, FPS, GREY, RED, VIEWPORT_H, VIEWPORT_W, WHITE, HockeyEnv
+from machine import explained
 from matches import LONGEST_EPISODE
 from opponents import AgentOpponent, ask, load
 from utils import UserError
@@ -139,10 +140,8 @@ def check_recorder(path):
     """Returns what saves videos; raises `UserError` unless one can be saved under this name."""
     if Path(path).suffix.lower() not in (".mp4", ".gif"):
         raise UserError(f"{path}: a video's name must end in .mp4 or .gif.")
-    try:
+    with explained("Videos need ffmpeg (pip install imageio-ffmpeg)", ImportError):
         import imageio_ffmpeg
-    except ImportError:
-        raise UserError("Videos need ffmpeg: pip install imageio-ffmpeg") from None
     return imageio_ffmpeg
 
 

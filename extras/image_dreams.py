@@ -95,16 +95,12 @@ def dream_of_images(options):
     for k in (1, 5, H_DREAM):
         ours, theirs = errors[CONTEXT + k - 1], still[CONTEXT + k - 1]
         table.append(f"{k} ahead {ours:.4f} (a picture that stands still: {theirs:.4f})")
-    fill_template(
-        options.out,
-        None,
-        template="image_dreams.html",
-        title=html.escape(f"What {agent.config.run} dreams of {agent.config.environment}"),
-        summary="<br>".join(table),
-        share=f"{100 * CONTEXT / (CONTEXT + H_DREAM):g}%",
-        strips="\n".join(
-            f'<img alt="" data-at="{moment}" src="data:image/png;base64,{strip(*pair)}">'
-            for moment, pair in zip(moments, pairs, strict=True)
-        ),
+    strips = "\n".join(
+        f'<img alt="" data-at="{moment}" src="data:image/png;base64,{strip(*pair)}">'
+        for moment, pair in zip(moments, pairs, strict=True)
     )
+    title = html.escape(f"What {agent.config.run} dreams of {agent.config.environment}")
+    parts = {"title": title, "summary": "<br>".join(table), "strips": strips}
+    share = f"{100 * CONTEXT / (CONTEXT + H_DREAM):g}%"  # where seeing ends and dreaming begins
+    fill_template(options.out, None, "image_dreams.html", share=share, **parts)
     print("\n".join([*table, f"The page: {options.out}"]))

@@ -19,13 +19,13 @@ from string import Template
 
 import numpy as np
 import pandas as pd
-from omegaconf import OmegaConf
 from plotly.offline import get_plotlyjs
 
 from checkpoint import write_atomically
 from config import COMPLETE, changes, load_config
+from machine import explained
 from matches import wilson_interval
-from utils import UserError, one_line
+from utils import UserError
 
 COLUMNS = Path(__file__).resolve().parent.parent / "docs" / "columns.md"
 AXES = ("gradient_steps", "environment_steps", "minutes")
@@ -62,10 +62,8 @@ def read_evaluations(csv_path):
     """Returns the rows with any of the `measures`; `UserError` if there are none, or no file."""
     if not Path(csv_path).is_file():
         raise UserError(f"There is no file {csv_path}.")
-    try:
+    with explained(f"{csv_path} can't be read as a CSV", OSError, ValueError):
         frame = read_metrics(csv_path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{csv_path} can't be read as a CSV: {one_line(error)}") from None
     columns = measures(frame)
     if not columns or not set(AXES) <= set(frame.columns) or frame[columns].isna().all(axis=None):
         raise UserError(f"{csv_path} holds no evaluations.")
@@ -258,7 +256,7 @@ def commit():
 
 def origin(config):
     """Returns a run, its seed, and how its config differs from the complete one, as HTML."""
-    different = changes(*map(OmegaConf.to_container, (load_config(COMPLETE), config)))
+    different = changes(load_config(COMPLETE), config)
     keys = [f"{key}={new}" for key, _, new in different if key not in ("run", "seed")]
     text = f"run {config.run}, seed {config.seed}; hockey.yml {'with ' if keys else ''}"
     return f"<br><small>{html.escape(text + ', '.join(keys))}</small>"
@@ -351,12 +349,19 @@ def write_comparison_page(points, html_path, title="comparison", table=(), about
     write_curves(html_path, title, text, points, AXES[::-1], {"evaluation": panels}, lines, table)
 
 
+def report(runs, html_path, title="comparison", about=""):
+    """Prints what runs, as of `read_runs`, have come to, draws their page -> the points on it."""
+    points = compared(runs)
+    table = final_table(points)
+    write_comparison_page(points, html_path, title, table, about)
+    print(f"{aligned(table)}\nThe page: {html_path}")
+    return points
+
+
 def write_figure(points, path):
     """Writes `compared` runs as .svg, .pdf or .png; `UserError` if Matplotlib can't."""
-    try:
+    with explained("--out needs Matplotlib (pip install matplotlib)", ImportError):
         from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("--out needs: pip install matplotlib") from None
     labels, count = list(points["label"].unique()), points["column"].nunique()
     figure = Figure(figsize=(5 * count, 4), layout="constrained")
     places = figure.subplots(1, count, squeeze=False)[0]
@@ -378,10 +383,8 @@ def write_figure(points, path):
             axes.yaxis.set_major_formatter("{x:.0%}")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     form = Path(path).suffix[1:] or "svg"
-    try:
+    with explained(path, ValueError):
         write_atomically(path, lambda file: figure.savefig(file, format=form))
-    except ValueError as error:
-        raise UserError(f"{path}: {one_line(error)}.") from None
 
 
 def write_curves(path, title, text, frame, axes, groups, lines, table=()):

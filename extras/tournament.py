@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from hockey_env import CENTER_X, W
+from machine import explained
 from opponents import ask, load
 from utils import UserError, one_line
 
@@ -45,13 +46,12 @@ class Contestant:
 
 def make_client(contestant):
     """Returns the `comprl.client.Agent` by which it plays; `UserError` if that is not installed."""
-    try:
+    needs = (
+        "The competition needs its own package, which is on no registry (pip install"
+        ' "comprl @ git+https://github.com/martius-lab/comprl.git#subdirectory=comprl")'
+    )
+    with explained(needs, ImportError):
         from comprl.client import Agent
-    except ImportError:
-        raise UserError(
-            "The competition needs its own package, which is on no registry: pip install"
-            ' "comprl @ git+https://github.com/martius-lab/comprl.git#subdirectory=comprl"'
-        ) from None
 
     class Client(Agent):
         """Answers the server; afterwards `outcome` says how the connection ended."""

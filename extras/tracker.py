@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from utils import UserError
+from machine import explained
 
 
 def open_tracker(config):
@@ -12,13 +12,12 @@ def open_tracker(config):
 
     Raises `UserError` if the package of the config's `tracker` is not installed.
     """
-    try:
+    needs = f"tracker: {config.tracker} needs its package (pip install {config.tracker})"
+    with explained(needs, ImportError):
         if config.tracker == "wandb":
             import wandb
         elif config.tracker == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError(f"tracker: {config.tracker} needs: pip install {config.tracker}") from error
 
     def begin(step):
         if config.tracker == "none":

@@ -8,9 +8,10 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 import hockey_env
-from environments import HockeyWrapper, make_environments
+from benchmarks.model_free import HockeyWrapper
+from environments import make_environments
 from hockey_wrapper import MIRROR, HockeyGames, load_game
-from opponents import OneOpponent, PerGame, load
+from opponents import PerGame, load
 from utils import UserError
 
 
@@ -27,7 +28,7 @@ def make_games(count=4, opponent="strong", training=True, **hockey):
     players = load(opponent, count, seed=1) if isinstance(opponent, str) else opponent
     if isinstance(players, Still):
         players = PerGame([players] * count)
-    return HockeyGames(config.hockey, count, OneOpponent(players), training)
+    return HockeyGames(config.hockey, count, lambda: players, training)
 
 
 def random_actions(count, steps, seed=0):
@@ -111,7 +112,8 @@ class Bad:
     ],
 )
 def test_a_bad_opponent_is_named(action, reason):
-    games = HockeyGames(make_config().hockey, 2, OneOpponent(Bad(action)))
+    bad = Bad(action)
+    games = HockeyGames(make_config().hockey, 2, lambda: bad)
     games.reset(seed=0)
     with pytest.raises(UserError, match=f"'rotten'.*{reason}"):
         games.step(np.zeros((2, 4)))
@@ -303,8 +305,8 @@ def test_modes_come_up_by_their_shares():
         hockey__modes__shooting=0.3,
         hockey__modes__defense=0.2,
     )
-    players = OneOpponent(PerGame([Still()] * 40))
-    games = HockeyGames(config.hockey, 40, players)
+    players = PerGame([Still()] * 40)
+    games = HockeyGames(config.hockey, 40, lambda: players)
     counts = dict.fromkeys(hockey_env.Mode, 0)
     for number in range(15):
         games.reset(seed=number)
@@ -312,7 +314,7 @@ def test_modes_come_up_by_their_shares():
             counts[env.mode] += 1
     for mode, share in zip(hockey_env.Mode, (0.5, 0.3, 0.2), strict=True):
         assert abs(counts[mode] - 600 * share) < 5 * (600 * share * (1 - share)) ** 0.5
-    evaluation = HockeyGames(config.hockey, 40, players, training=False)
+    evaluation = HockeyGames(config.hockey, 40, lambda: players, training=False)
     evaluation.reset(seed=0)
     assert {env.mode for env in evaluation.current} == {hockey_env.Mode.NORMAL}
 
@@ -320,7 +322,7 @@ def test_modes_come_up_by_their_shares():
 def test_modes_without_any_share_are_refused():
     config = make_config(hockey__modes__normal=0.0)
     with pytest.raises(UserError, match="hockey.modes"):
-        HockeyGames(config.hockey, 1, OneOpponent(PerGame([Still()])))
+        HockeyGames(config.hockey, 1, PerGame([Still()]))
 
 
 # ---------------------------------------------------------------------------- symmetry

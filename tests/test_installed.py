@@ -46,7 +46,7 @@ def test_help_has_an_example_and_the_exit_status(script):
     help_text = ast.get_docstring(ast.parse(text))
     assert f"python {script.relative_to(ROOT).as_posix()} " in help_text.replace("\n", " ")
     assert "Exit status: 0 " in help_text
-    assert "description=__doc__, formatter_class=AS_WRITTEN" in text
+    assert "parser_of(__doc__)" in text
 
 
 def test_the_changes_and_the_citation_name_the_same_version():

@@ -15,7 +15,7 @@ from extras.league import find_players, play_league
 from extras.tournament import Contestant
 from hockey_wrapper import HockeyGames
 from machine import Stop
-from opponents import OneOpponent, called, load
+from opponents import called, load
 from utils import UserError, one_line
 
 GOOD = """
@@ -54,7 +54,7 @@ def own(body, name="bad"):
 
 
 def games_against(opponent, count=2, settings=None):
-    return HockeyGames(settings or tiny_config().hockey, count, OneOpponent(opponent))
+    return HockeyGames(settings or tiny_config().hockey, count, lambda: opponent)
 
 
 # ---------------------------------------------------------------------------- plays everywhere
