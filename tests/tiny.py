@@ -85,9 +85,14 @@ class Crash(BaseException):
     """The process dies here."""
 
 
-def plain_page(csv, page, config):
-    """In place of `write_page`: drawing takes longer than all that a tiny run learns."""
-    checkpoint.write_atomically(page, lambda file: shutil.copy(csv, file))
+def quicken(patch):
+    """Lets games end after 101 frames and draws no page: both take longest in a tiny run."""
+
+    def write_page(csv, page, config):
+        checkpoint.write_atomically(page, lambda file: shutil.copy(csv, file))
+
+    patch.setitem(hockey_env.MAX_TIMESTEPS, 0, 100)
+    patch.setattr(main, "write_page", write_page)
 
 
 def run(crash_after=None, stop_after=None, **overrides):
@@ -110,8 +115,7 @@ def run(crash_after=None, stop_after=None, **overrides):
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Crash):
         for place, name in EVENTS:
             patch.setattr(place, name, counted(getattr(place, name)))
-        patch.setattr(main, "write_page", plain_page)
-        patch.setitem(hockey_env.MAX_TIMESTEPS, 0, 100)  # a game takes 7 decisions at most
+        quicken(patch)
         main.main(tiny_config(**overrides), stop)
     return count
 
