@@ -61,12 +61,6 @@ def test_warnings_of_gymnasium_are_not_shown():
     assert [str(one.message) for one in shown] == ["something else"]
 
 
-def test_a_gif_is_made_in_silence(capfd):
-    pytest.importorskip("imageio_ffmpeg")
-    assert play.main("watch weak strong --games 1 --video game.gif --seed 1".split()) == 0
-    assert not capfd.readouterr().err
-
-
 # ---------------------------------------------------------------------------- trackers
 
 
