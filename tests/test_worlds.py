@@ -88,7 +88,9 @@ def test_the_gradient_of_a_sample_is_that_of_its_probabilities():
     assert torch.allclose(found[0], expected[0]) and expected[0].norm() > 0
 
 
-@pytest.mark.parametrize("actor_gradient", ["dynamics", "reinforce"])
+@pytest.mark.parametrize(
+    "actor_gradient", ["dynamics", pytest.param("reinforce", marks=pytest.mark.slow)]
+)
 def test_the_choice_that_pays_is_found(actor_gradient):
     """One-decision games: the observation 0, 1 or 2 is the number of the choice that is paid."""
     settings = {"horizon": 1, "actor_gradient": actor_gradient, "world_model_head_start": 100}
@@ -124,14 +126,6 @@ def test_choices_reach_the_environment_by_number():
     assert abs(counts[0] / counts.sum() - 0.5) < 0.05
 
 
-def test_cartpole_trains_and_its_agent_is_rebuilt_from_its_file():
-    run(**CARTPOLE)
-    agent = Dreamer.load(STATE.with_name("latest.safetensors"))
-    assert agent.sizes == (4, 2) and agent.discrete
-    assert set(np.unique(agent.act(np.zeros((5, 4))))) == {0, 1}
-    assert "evaluation/return" in numbers()[0]
-
-
 @pytest.mark.parametrize("actions", ["mode", "sample"])
 def test_an_evaluation_plays_modes_or_samples(actions):
     config, asked = tiny_config(**CARTPOLE, evaluation_actions=actions), set()
@@ -146,9 +140,14 @@ def test_an_evaluation_plays_modes_or_samples(actions):
     assert asked == {actions == "mode"}
 
 
-def test_a_resumed_run_of_choices_is_the_run_that_nothing_stopped(tmp_path, monkeypatch):
+def test_cartpole_trains_and_resumes_exactly_and_its_agent_is_rebuilt_from_its_file(
+    tmp_path, monkeypatch
+):
     events = run(**CARTPOLE)
-    expected = outcome()
+    expected, agent = outcome(), Dreamer.load(STATE.with_name("latest.safetensors"))
+    assert agent.sizes == (4, 2) and agent.discrete
+    assert set(np.unique(agent.act(np.zeros((5, 4))))) == {0, 1}
+    assert "evaluation/return" in numbers()[0]
     (tmp_path / "again").mkdir()
     monkeypatch.chdir(tmp_path / "again")
     run(**CARTPOLE, crash_after=int(0.6 * events))
