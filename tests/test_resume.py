@@ -18,6 +18,7 @@ from machine import Stop
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*precision lowered")
 PENDULUM = {"config": "pendulum.yml", "run": "tiny", "environments": 3}
+PENDULUM |= {"wrappers__time_limit": 30}
 HAS_LAB = importlib.util.find_spec("hockey") is not None
 LAB = {"hockey__game": "hockey-env", "opponents__files_share": 0}
 
