@@ -475,6 +475,7 @@ def test_a_step_never_waits_for_its_device(
         latent=latent,
         scalar=scalar,
         critic_replay=1,
+        horizon=2,
         imagination_starts=7,
         observation_scale=[1] * 18,
     )

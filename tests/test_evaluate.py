@@ -15,7 +15,7 @@ def saved(tmp_path_factory):
     """The path of a saved agent."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("run") / "latest.safetensors"
-    Dreamer(make_config(hockey__frame_skip=4), 18, 4).save(path)
+    Dreamer(make_config(hockey__frame_skip=16), 18, 4).save(path)
     return path
 
 
