@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import make_config
-from tiny import PAGE, STATE, TABLE, arguments, numbers, run
+from tiny import PAGE, STATE, TABLE, arguments, numbers, quicken, run
 
 import buffer
 import checkpoint
@@ -21,6 +21,7 @@ from utils import UserError
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    quicken(monkeypatch)
 
 
 # ---------------------------------------------------------------------------- two at once

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import gymnasium
 import numpy as np
 import pytest
-from tiny import arguments, run, tiny_config
+from tiny import arguments, quicken, run, tiny_config
 
 import evaluate
 import extras.tracker
@@ -23,6 +23,7 @@ from utils import UserError
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    quicken(monkeypatch)
 
 
 @pytest.mark.parametrize("program", [main.command_line, evaluate.main, play.main])

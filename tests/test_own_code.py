@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import run, tiny_config
+from tiny import quicken, run, tiny_config
 
 import evaluate
 import main
@@ -102,7 +102,8 @@ def test_it_is_watched_and_competes(monkeypatch, capsys):
     assert Contestant(load("mine.py:MyBot")).act(np.zeros(18)) == [1, 0, -0.5, 0]
 
 
-def test_training_plays_against_it_and_goes_on_after_a_crash():
+def test_training_plays_against_it_and_goes_on_after_a_crash(monkeypatch):
+    quicken(monkeypatch)
     keys = {"opponents__files": "[mine.py:MyBot]", "opponents__files_share": 0.5}
     assert run(crash_after=60, **keys) == 60
     training = main.Training(tiny_config(**keys, resume="true"))

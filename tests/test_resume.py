@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny import PREVIOUS, STATE, outcome, run, tiny_config
+from tiny import PREVIOUS, STATE, outcome, quicken, run, tiny_config
 
 import checkpoint
 import main
@@ -48,6 +48,7 @@ def uninterrupted(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    quicken(monkeypatch)
 
 
 # ---------------------------------------------------------------------------- killed
@@ -207,6 +208,7 @@ def half(uninterrupted, tmp_path_factory):
     folder = tmp_path_factory.mktemp("half")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        quicken(patch)
         run(stop_after=0)
         start = checkpoint.load(STATE)
         shutil.rmtree("checkpoints")

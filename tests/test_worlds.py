@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import make_batch, make_config
 from gymnasium import spaces
-from tiny import STATE, numbers, outcome, run, tiny_config
+from tiny import STATE, numbers, outcome, quicken, run, tiny_config
 from torch.distributions import Categorical
 
 import checkpoint
@@ -38,6 +38,7 @@ CARTPOLE = {"config": "cartpole.yml", "run": "tiny", "environments": 3}
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    quicken(monkeypatch)
 
 
 # ---------------------------------------------------------------------------- choices

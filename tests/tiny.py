@@ -115,7 +115,6 @@ def run(crash_after=None, stop_after=None, **overrides):
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Crash):
         for place, name in EVENTS:
             patch.setattr(place, name, counted(getattr(place, name)))
-        quicken(patch)
         main.main(tiny_config(**overrides), stop)
     return count
 
