@@ -73,9 +73,11 @@ def test_so_it_is_in_any_gymnasium_environment(uninterrupted, share):
 
 
 def test_so_it_is_with_games_in_processes(uninterrupted):
-    expected, events = uninterrupted(vectorization="async")
-    run(vectorization="async", crash_after=int(0.6 * events))
-    run(vectorization="async", resume="true")
+    keys = {"vectorization": "async", "gradient_steps": 6}
+    expected, events = uninterrupted(**keys)
+    run(**keys, crash_after=int(0.8 * events))
+    assert checkpoint.load(STATE)[1]["steps"][1] == 4
+    run(**keys, resume="true")
     assert outcome() == expected
 
 
