@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import make_config
 
+import hockey_env
 from dreamer import Dreamer
 from evaluate import main
 
@@ -19,7 +20,8 @@ def saved(tmp_path_factory):
     return path
 
 
-def test_the_command_line_prints_one_line_per_opponent(saved, capsys):
+def test_the_command_line_prints_one_line_per_opponent(saved, monkeypatch, capsys):
+    monkeypatch.setitem(hockey_env.MAX_TIMESTEPS, 0, 100)
     command = ["--against", "weak", "random", str(saved), "--games", "4", "--seed", "3"]
     assert main([str(saved), *command]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -42,6 +42,7 @@ README = Path(main.__file__).with_name("README.md")
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    quicken(monkeypatch)
     monkeypatch.setattr("sys.path", list(__import__("sys").path))
     Path("neighbour.py").write_text("TURN = -0.5")
     Path("mine.py").write_text(GOOD)
@@ -102,8 +103,7 @@ def test_it_is_watched_and_competes(monkeypatch, capsys):
     assert Contestant(load("mine.py:MyBot")).act(np.zeros(18)) == [1, 0, -0.5, 0]
 
 
-def test_training_plays_against_it_and_goes_on_after_a_crash(monkeypatch):
-    quicken(monkeypatch)
+def test_training_plays_against_it_and_goes_on_after_a_crash():
     keys = {"opponents__files": "[mine.py:MyBot]", "opponents__files_share": 0.5}
     assert run(crash_after=60, **keys) == 60
     training = main.Training(tiny_config(**keys, resume="true"))

@@ -507,6 +507,7 @@ def test_presets_train_a_few_steps(name):
     sizes |= {"environments": 2, "warmup_rows": 20, "dreamer__channels": 2}
     if name == "car-racing.yml":  # an episode is long
         sizes |= {"vectorization": "sync", "wrappers__time_limit": 3, "wrappers__resize": 16}
+        sizes |= {"environments": 1, "evaluation_games": 1}
     run(config=name, **sizes)
     header, *rows = numbers()
     assert rows[-1][0] == "3" and "evaluation/return" in header
