@@ -17,6 +17,7 @@ import torch
 from tiny import PAGE, PREVIOUS, STATE, TABLE, arguments, numbers, quicken, tiny_config
 
 import checkpoint
+import hockey_env
 import main
 from dreamer import Dreamer
 from environments import Collector
@@ -62,6 +63,7 @@ def finished(tmp_path_factory):
     folder, umask = tmp_path_factory.mktemp("finished"), os.umask(0o022)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setitem(hockey_env.MAX_TIMESTEPS, 0, 100)
         train()
     os.umask(umask)
     return folder

@@ -90,29 +90,35 @@ def test_the_gradient_of_a_sample_is_that_of_its_probabilities():
 
 
 @pytest.mark.parametrize(
-    "actor_gradient", ["dynamics", pytest.param("reinforce", marks=pytest.mark.slow)]
+    ("actor_gradient", "choices", "steps", "rate"),
+    [
+        ("reinforce", 2, (80, 180), 5e-3),
+        pytest.param("reinforce", 3, (100, 350), 3e-3, marks=pytest.mark.slow),
+        pytest.param("dynamics", 3, (100, 350), 3e-3, marks=pytest.mark.slow),
+    ],
 )
-def test_the_choice_that_pays_is_found(actor_gradient):
-    """One-decision games: the observation 0, 1 or 2 is the number of the choice that is paid."""
-    settings = {"horizon": 1, "actor_gradient": actor_gradient, "world_model_head_start": 100}
-    settings |= {"actor_rate": 3e-3, "world_model_rate": 3e-3, "critic_rate": 3e-3, "entropy": 1e-3}
-    agent = Dreamer(
-        make_config(**{f"dreamer__{k}": v for k, v in settings.items()}), 3, 3, "cpu", True
-    )
-    replay = ReplayBuffer(make_config(replay__rows=2000).replay, 8, 3, 3)
-    eye, ones, zeros = torch.eye(3), torch.ones(8), torch.zeros(8)
+def test_the_choice_that_pays_is_found(actor_gradient, choices, steps, rate):
+    """One-decision games: the observation 0, 1, ... is the number of the choice that is paid."""
+    settings = {"horizon": 1, "actor_gradient": actor_gradient, "world_model_head_start": steps[0]}
+    settings |= {"actor_rate": rate, "world_model_rate": rate, "critic_rate": rate}
+    settings |= {"entropy": 1e-3, "slow_actor": 0.2}
+    config = make_config(**{f"dreamer__{key}": value for key, value in settings.items()})
+    agent = Dreamer(config, choices, choices, "cpu", True)
+    replay = ReplayBuffer(make_config(replay__rows=2000).replay, 8, choices, choices)
+    eye, nothing = torch.eye(choices), torch.zeros(8, choices)
+    ones, zeros = torch.ones(8), torch.zeros(8)
     for _ in range(125):
-        right, choice = torch.randint(3, (2, 8))
-        replay.add(eye[right], torch.zeros(8, 3), zeros, ones, zeros)
-        replay.add(torch.zeros(8, 3), eye[choice], 2.0 * (choice == right), zeros, ones)
-    for _ in range(350):
-        with agent.update(replay.sample(16, 4)):
+        right, choice = torch.randint(choices, (2, 8))
+        replay.add(eye[right], nothing, zeros, ones, zeros)
+        replay.add(nothing, eye[choice], 2.0 * (choice == right), zeros, ones)
+    for _ in range(steps[1]):
+        with agent.update(replay.sample(32, 4)):
             pass
-    signs = np.repeat(np.eye(3, dtype=np.float32), 20, 0)
-    expected = np.arange(60) // 20
+    signs = np.repeat(np.eye(choices, dtype=np.float32), 20, 0)
+    expected = np.arange(len(signs)) // 20
     for options in ({"deterministic": True}, {"plan": True}):
         action = agent.player().act(signs, **options)
-        assert action.shape == (60, 3) and (action.sum(-1) == 1).all()
+        assert action.shape == signs.shape and (action.sum(-1) == 1).all()
         assert (action.argmax(-1) == expected).mean() > 0.95, options
     assert (agent.player().act(signs).argmax(-1) == expected).mean() > 0.7
 

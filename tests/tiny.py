@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import read_once
 
 import checkpoint
 import hockey_env
 import main
-from config import load_config
 from environments import Collector
 from machine import Stop
 
@@ -78,7 +78,7 @@ def arguments(config="hockey.yml", **overrides):
 def tiny_config(**overrides):
     """The config of a tiny run."""
     _, name, *keys = arguments(**overrides)
-    return load_config(name, keys)
+    return read_once(name, *keys)
 
 
 class Crash(BaseException):
