@@ -84,7 +84,7 @@ def same_seed_and_signals():
     """Every test starts with the same generators and leaves the signals as they were."""
     torch.manual_seed(0)
     np.random.seed(0)
-    names = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK")
+    names = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGCONT", "SIGBREAK")
     known = [getattr(signal, name) for name in names if hasattr(signal, name)]
     handlers = {one: signal.getsignal(one) for one in known}
     threads = torch.get_num_threads()

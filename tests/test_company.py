@@ -1,13 +1,12 @@
 """A run is not alone: another process, other programs that hold its files, memory that is taken."""
 
+import multiprocessing
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import make_config
-from tiny import PAGE, STATE, TABLE, arguments, numbers, run
+from tiny import PAGE, STATE, TABLE, arguments, numbers, quicken, run
 
 import buffer
 import checkpoint
@@ -22,38 +21,40 @@ from utils import UserError
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    quicken(monkeypatch)
 
 
 # ---------------------------------------------------------------------------- two at once
 
 
-def test_a_run_has_one_process_and_a_killed_one_blocks_nobody():
-    program = "from checkpoint import RunFiles; files = RunFiles('tiny'); files.claim(True, False)"
-    other = subprocess.Popen(
-        [sys.executable, "-uc", f"{program}; print(1); input()"],
-        env=os.environ | {"PYTHONPATH": str(Path(main.__file__).parent)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+def claim_and_wait(claimed):
+    """What the other process does."""
+    files = RunFiles("tiny")
+    claimed.send(files.claim(True, False))
+    claimed.recv()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX processes")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_run_has_one_process_and_one_that_has_ended_or_was_killed_blocks_nobody():
+    run(gradient_steps=1)
+    run(gradient_steps=2, crash_after=5, resume="true")
+    processes = multiprocessing.get_context("fork")
+    claimed, end = processes.Pipe()
+    other = processes.Process(target=claim_and_wait, args=(end,), daemon=True)
+    other.start()
+    end.close()
     try:
-        assert other.stdout.readline().split() == [b"1"]
+        assert claimed.recv() is False  # it is there, and goes on
         for resume, overwrite in ((True, False), (False, True)):
             with pytest.raises(UserError, match="'tiny' is taken: another process is training it"):
                 RunFiles("tiny").claim(resume, overwrite)
         assert RunFiles("another").claim(True, False)
     finally:
         other.kill()
-        other.communicate()
-    assert RunFiles("tiny").claim(True, False)
-    assert RunFiles("tiny").claim(True, False)  # again in the same process
-
-
-def test_a_run_that_has_ended_leaves_its_name_to_others():
-    run(gradient_steps=1)
-    run(gradient_steps=2, crash_after=5, resume="true")
-    program = "from checkpoint import RunFiles; RunFiles('tiny').claim(True, False)"
-    path = os.environ | {"PYTHONPATH": str(Path(main.__file__).parent)}
-    assert subprocess.run([sys.executable, "-c", program], env=path).returncode == 0
+        other.join()
+    assert not RunFiles("tiny").claim(True, False)
+    assert not RunFiles("tiny").claim(True, False)  # again in the same process
 
 
 # ---------------------------------------------------------------------------- memory
@@ -88,7 +89,7 @@ def test_a_table_or_page_that_is_open_elsewhere_is_written_later(monkeypatch, ca
 
     monkeypatch.setattr(os, "replace", replace)
     monkeypatch.setattr(checkpoint.time, "sleep", lambda _: None)
-    assert main.command_line(arguments(gradient_steps=8)) == 0
+    run(gradient_steps=8, evaluate_every=100)
     assert refused.count(TABLE.name) == refused.count(PAGE.name) == 6  # three tries at each of two
     error = capsys.readouterr().err
     assert error.count("is it open elsewhere? The next row tries again") == 4
@@ -136,9 +137,9 @@ def test_a_checkpoint_that_cannot_be_written_still_ends_the_run(monkeypatch):
 
 
 def test_a_missing_snapshot_is_said_and_left_out(capsys):
-    run(gradient_steps=8)
-    gone = STATE.with_name("snapshot_0000006.safetensors")
+    run(gradient_steps=6, evaluation_games=1)
+    gone = STATE.with_name("snapshot_0000004.safetensors")
     gone.unlink()
-    assert main.command_line(arguments(gradient_steps=10, resume="true")) == 0
+    run(gradient_steps=8, evaluation_games=1, resume="true")
     assert f"the snapshot {gone} is gone; the run goes on without it" in capsys.readouterr().err
     assert str(gone) not in checkpoint.load(STATE)[1]["pool"]["snapshots"]

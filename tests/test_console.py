@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import gymnasium
 import numpy as np
 import pytest
-from tiny import arguments, run, tiny_config
+from tiny import arguments, quicken, run, tiny_config
 
 import evaluate
 import extras.tracker
@@ -23,6 +23,7 @@ from utils import UserError
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    quicken(monkeypatch)
 
 
 @pytest.mark.parametrize("program", [main.command_line, evaluate.main, play.main])
@@ -59,12 +60,6 @@ def test_warnings_of_gymnasium_are_not_shown():
             gymnasium.register("Twice-v0", "nowhere:Nobody")
         warnings.warn("something else", stacklevel=1)
     assert [str(one.message) for one in shown] == ["something else"]
-
-
-def test_a_gif_is_made_in_silence(capfd):
-    pytest.importorskip("imageio_ffmpeg")
-    assert play.main("watch weak strong --games 1 --video game.gif --seed 1".split()) == 0
-    assert not capfd.readouterr().err
 
 
 # ---------------------------------------------------------------------------- trackers

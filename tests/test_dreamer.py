@@ -425,13 +425,13 @@ def test_replayed_returns_are_the_rewards_that_really_followed(make_agent):
 
 
 def test_the_critic_learns_from_the_replay(make_agent):
-    agent = make_agent(critic_imagination=0, critic_replay=1, critic_rate=3e-3, slow_critic=1)
+    agent = make_agent(critic_imagination=0, critic_replay=1, critic_rate=1e-2, slow_critic=1)
     batch = make_batch()
     batch["is_first"][:], batch["is_terminal"][:] = 0, 0
     batch["is_first"][:, 0] = 1
     batch["reward"][:] = 0
     batch["reward"][:, -1], batch["is_terminal"][:, -1] = 5, 1
-    for _ in range(80):
+    for _ in range(40):
         learn(agent, batch)
     features = torch.cat(states_of(agent, batch), -1)
     values = agent.critic.mean(agent.critic(features)).detach().mean(0)
@@ -475,6 +475,7 @@ def test_a_step_never_waits_for_its_device(
         latent=latent,
         scalar=scalar,
         critic_replay=1,
+        horizon=2,
         imagination_starts=7,
         observation_scale=[1] * 18,
     )
@@ -779,9 +780,9 @@ def slow(*values):
 
 
 QUICK = {
-    "world_model_rate": 5e-3,
-    "actor_rate": 3e-3,
-    "critic_rate": 3e-3,
+    "world_model_rate": 1e-2,
+    "actor_rate": 1e-2,
+    "critic_rate": 1e-2,
     "slow_critic": 0.1,
     "entropy": 1e-4,
     "discount": 0.9,
@@ -804,8 +805,8 @@ def test_the_critic_finds_the_value_of_a_chain(make_agent, observation_in_state)
         step = (time + torch.arange(4)) % 3
         action = torch.rand(4, 1) * 2 - 1
         replay.add(chain[step], action, 2.0 * (step == 2), step == 0, step == 2)
-    for _ in range(250):
-        learn(agent, replay.sample(8, 6))
+    for _ in range(100):
+        learn(agent, replay.sample(32, 6))
     batch = replay.sample(16, 6)
     is_known = batch["is_first"].cumsum(1) > 0  # the window has seen a start
     feature = torch.cat(states_of(agent, batch), -1)
@@ -829,18 +830,18 @@ def signs_that_pay():
 
 
 @pytest.mark.parametrize(
-    ("actor_gradient", "observation_in_state", "latent"),
+    ("actor_gradient", "observation_in_state", "latent", "steps"),
     [
-        ("dynamics", True, "categorical"),
-        slow("reinforce", False, "categorical"),
-        slow("dynamics", False, "gaussian"),
-        slow("reinforce", True, "gaussian"),
-        slow("dynamics", False, "categorical"),
-        slow("reinforce", True, "categorical"),
+        ("dynamics", True, "categorical", (80, 80)),
+        slow("reinforce", False, "categorical", (240, 120)),
+        slow("dynamics", False, "gaussian", (240, 120)),
+        slow("reinforce", True, "gaussian", (240, 120)),
+        slow("dynamics", False, "categorical", (240, 120)),
+        slow("reinforce", True, "categorical", (240, 120)),
     ],
 )
 def test_the_sign_that_pays_is_found_by_planning_and_then_by_the_actor(
-    make_agent, actor_gradient, observation_in_state, latent
+    make_agent, actor_gradient, observation_in_state, latent, steps
 ):
     agent = make_agent(
         sizes=(1, 1),
@@ -848,12 +849,12 @@ def test_the_sign_that_pays_is_found_by_planning_and_then_by_the_actor(
         observation_in_state=observation_in_state,
         latent=latent,
         horizon=1,
-        world_model_head_start=300,
+        world_model_head_start=steps[0],
         **QUICK,
     )
     replay = signs_that_pay()
-    for _ in range(300):
-        learn(agent, replay.sample(16, 4))
+    for _ in range(steps[0]):
+        learn(agent, replay.sample(64, 4))
     signs = np.repeat(np.array([[1.0], [-1.0]], np.float32), 50, 0)
     assert abs(agent.player().act(signs, deterministic=True)).max() < 0.2  # no actor yet
     planner = agent.player()
@@ -861,8 +862,8 @@ def test_the_sign_that_pays_is_found_by_planning_and_then_by_the_actor(
     assert actions.shape == (100, 1) and abs(actions).max() <= 1
     assert actions[:50].mean() > 0.3 and actions[50:].mean() < -0.3
     assert np.array_equal(planner.memory[-1].numpy(), actions)  # what it remembers to have done
-    for _ in range(180):
-        learn(agent, replay.sample(16, 4))
+    for _ in range(steps[1]):
+        learn(agent, replay.sample(64, 4))
     actions = agent.player().act(signs, deterministic=True)
     assert actions[:50].min() > 0.4 and actions[50:].max() < -0.4
 

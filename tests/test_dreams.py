@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import make_config
 
+import hockey_env
 import play
 from dreamer import Dreamer
 from extras import dreams
@@ -133,7 +134,9 @@ def page_of(folder, **overrides):
     agent, path = folder / "<tiny>.safetensors", folder / "new" / "dream.html"
     make_agent(**overrides).save(agent)
     options = [str(agent), "--against", "weak", "--games", "2", "--out", str(path)]
-    assert play.main(["dream", *options]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(hockey_env.MAX_TIMESTEPS, 0, 100)
+        assert play.main(["dream", *options]) == 0
     page = path.read_text(encoding="utf-8")
     packed = re.search(r'id="data">([^<]*)<', page)[1]
 

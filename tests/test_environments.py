@@ -8,7 +8,7 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import STATE, TABLE, arguments, tiny_config
+from tiny import STATE, TABLE, arguments, quicken, tiny_config
 
 import checkpoint
 import evaluate
@@ -59,6 +59,7 @@ class Strict(gymnasium.Env):
 def register(tmp_path, monkeypatch):
     """register(**keywords): Strict-v0 is now a Strict with these."""
     monkeypatch.chdir(tmp_path)
+    quicken(monkeypatch)
     for count in ("opened", "closed", "total"):
         monkeypatch.setattr(Strict, count, 0)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import make_config
 
+import hockey_env
 from dreamer import Dreamer
 from evaluate import main
 
@@ -15,11 +16,12 @@ def saved(tmp_path_factory):
     """The path of a saved agent."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("run") / "latest.safetensors"
-    Dreamer(make_config(hockey__frame_skip=4), 18, 4).save(path)
+    Dreamer(make_config(hockey__frame_skip=16), 18, 4).save(path)
     return path
 
 
-def test_the_command_line_prints_one_line_per_opponent(saved, capsys):
+def test_the_command_line_prints_one_line_per_opponent(saved, monkeypatch, capsys):
+    monkeypatch.setitem(hockey_env.MAX_TIMESTEPS, 0, 100)
     command = ["--against", "weak", "random", str(saved), "--games", "4", "--seed", "3"]
     assert main([str(saved), *command]) == 0
     lines = capsys.readouterr().out.splitlines()

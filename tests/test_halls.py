@@ -7,6 +7,7 @@ import pytest
 from conftest import make_config
 
 import halls
+import hockey_env
 from dreamer import Dreamer
 from environments import make_environments
 from opponents import OpponentPool
@@ -48,6 +49,7 @@ def test_games_in_processes_are_like_any(monkeypatch):
 
 
 def test_a_new_snapshot_is_met_in_all_processes(monkeypatch, tmp_path):
+    monkeypatch.setitem(hockey_env.MAX_TIMESTEPS, 0, 40)
     games, pool = make_halls(4, monkeypatch, weak=0.5, strong=0, snapshots=0.5)
     with contextlib.closing(games):
         games.reset(seed=0)
@@ -56,7 +58,7 @@ def test_a_new_snapshot_is_met_in_all_processes(monkeypatch, tmp_path):
         path = tmp_path / "snapshot_0000007.safetensors"
         Dreamer(make_config(), 18, 4).save(path)
         pool.add_snapshot(path)
-        names = [games.step(action)[4]["opponent"] for action in random_actions(4, 60)]
+        names = [games.step(action)[4]["opponent"] for action in random_actions(4, 30)]
     assert all("snapshot_0000007" in of_game for of_game in zip(*names, strict=True))
     assert {name for row in names for name in row} == {"weak", "snapshot_0000007"}
 

@@ -14,9 +14,10 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from tiny import PAGE, PREVIOUS, STATE, TABLE, arguments, numbers, tiny_config
+from tiny import PAGE, PREVIOUS, STATE, TABLE, arguments, numbers, quicken, tiny_config
 
 import checkpoint
+import hockey_env
 import main
 from dreamer import Dreamer
 from environments import Collector
@@ -53,14 +54,16 @@ def contents():
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    quicken(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A folder in which a tiny run has finished; not to be changed."""
+    """A folder in which a tiny run has finished, with a page of its own; not to be changed."""
     folder, umask = tmp_path_factory.mktemp("finished"), os.umask(0o022)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setitem(hockey_env.MAX_TIMESTEPS, 0, 100)
         train()
     os.umask(umask)
     return folder
@@ -141,7 +144,7 @@ def test_one_seed_gives_the_same_numbers_and_another_does_not():
 def test_the_replay_holds_rows_as_the_convention_says():
     train(
         **SHORT,
-        warmup_rows=1800,
+        warmup_rows=900,
         replay__rows=20000,
         hockey__reward="sparse",
         hockey__frame_skip=4,
@@ -161,7 +164,7 @@ def test_the_replay_holds_rows_as_the_convention_says():
     start_x = observation[first == 1][:, [0, 6]]
     assert np.allclose(start_x, [-3, 3], atol=1e-5)
     lengths = np.diff(np.flatnonzero(first[:, 0]))
-    assert len(lengths) > 2 and lengths.max() == 64  # 251 frames, four to a row, and the first
+    assert len(lengths) > 2 and lengths.max() == 27  # 101 frames, four to a row, and the first
     ours, theirs = rows[:, :4], rows[:, 4:]
     assert np.array_equal(ours[..., 23:], theirs[..., 23:])
     assert np.array_equal(ours[..., 22], -theirs[..., 22])
@@ -171,7 +174,7 @@ def test_the_replay_holds_rows_as_the_convention_says():
 def test_the_agent_forgets_each_game_at_its_end():
     run = main.Training(tiny_config(warmup_rows=1))
     forgotten = 0
-    for _ in range(60):
+    for _ in range(30):
         starts_anew = run.play.is_first.copy()
         run.play.collect()
         if run.agent.memory is not None:

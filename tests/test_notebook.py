@@ -10,6 +10,7 @@ from types import ModuleType
 from tiny import arguments
 
 import evaluate
+import hockey_env
 import main
 import play
 
@@ -37,6 +38,7 @@ def test_every_cell_runs(tmp_path, monkeypatch, capsys):
     (tmp_path / "docs").mkdir()
     (tmp_path / "main.py").touch()
     monkeypatch.chdir(tmp_path / "docs")  # where Jupyter starts
+    monkeypatch.setitem(hockey_env.MAX_TIMESTEPS, 0, 100)
     monkeypatch.setattr("sys.path", list(sys.path))
     shown, module = [], ModuleType("IPython.display")
     module.display = shown.append

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import run, tiny_config
+from tiny import quicken, run, tiny_config
 
 import evaluate
 import main
@@ -42,6 +42,7 @@ README = Path(main.__file__).with_name("README.md")
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    quicken(monkeypatch)
     monkeypatch.setattr("sys.path", list(__import__("sys").path))
     Path("neighbour.py").write_text("TURN = -0.5")
     Path("mine.py").write_text(GOOD)

@@ -126,20 +126,21 @@ def test_the_picture_shows_the_table_and_who_plays():
 
 @pytest.fixture
 def short_games(monkeypatch):
-    """Games take 21 frames."""
-    monkeypatch.setitem(hockey_env.MAX_TIMESTEPS, 0, 20)
+    """Games take 11 frames, and their ends 5."""
+    monkeypatch.setitem(hockey_env.MAX_TIMESTEPS, 0, 10)
+    monkeypatch.setattr(film, "AFTER_GAME", 5)
 
 
 @pytest.mark.parametrize(("suffix", "every"), [("mp4", 1), ("gif", 2)])
-def test_a_film_has_every_frame(suffix, every, champion, short_games, capsys):
+def test_a_film_has_every_frame_and_is_made_in_silence(suffix, every, champion, short_games, capfd):
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
     path = f"films/game.{suffix}"
     arguments = ["champion", "strong", "--games", "2", "--video", path, "--speed", "0.5"]
     assert play.main(["watch", *arguments]) == 0
-    assert capsys.readouterr().out == f"champion 0 : 0 strong  ({path})\n"
+    assert capfd.readouterr() == (f"champion 0 : 0 strong  ({path})\n", "")
     about = next(ffmpeg.read_frames(path))
     assert about["size"] == film.PICTURE and about["fps"] == 25 / every
-    frames = 2 * (1 + 21 + film.AFTER_GAME)
+    frames = 2 * (1 + 11 + film.AFTER_GAME)
     assert ffmpeg.count_frames_and_secs(path)[0] == -(-frames // every)
 
 
@@ -147,7 +148,7 @@ def test_an_agent_in_memory_is_filmed_against_the_strong_bot(champion, short_gam
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
     film.film_agent(load(champion).agent, "videos/first.mp4", games=1)
     assert os.listdir("videos") == ["first.mp4"]
-    assert ffmpeg.count_frames_and_secs("videos/first.mp4")[0] == 22 + film.AFTER_GAME
+    assert ffmpeg.count_frames_and_secs("videos/first.mp4")[0] == 12 + film.AFTER_GAME
 
 
 # ---------------------------------------------------------------------------- other worlds
@@ -206,7 +207,7 @@ def test_a_world_that_draws_itself_small_is_enlarged(elsewhere):
 def test_watching_ends_with_the_games(screen, champion, short_games, capsys):
     rates = screen().rates
     assert play.main(["watch", "champion", "strong", "--games", "1", "--speed", "2"]) == 0
-    assert rates == (22 + film.AFTER_GAME) * [100]
+    assert rates == (12 + film.AFTER_GAME) * [100]
     assert capsys.readouterr().out.startswith("champion 0 : ")
     assert play.main(["watch", "champion", "--games", "1"]) == 0
     assert capsys.readouterr().out.endswith("strong\n")

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny import PREVIOUS, STATE, outcome, run, tiny_config
+from tiny import PREVIOUS, STATE, outcome, quicken, run, tiny_config
 
 import checkpoint
 import main
@@ -18,6 +18,7 @@ from machine import Stop
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*precision lowered")
 PENDULUM = {"config": "pendulum.yml", "run": "tiny", "environments": 3}
+PENDULUM |= {"wrappers__time_limit": 30}
 HAS_LAB = importlib.util.find_spec("hockey") is not None
 LAB = {"hockey__game": "hockey-env", "opponents__files_share": 0}
 
@@ -47,6 +48,7 @@ def uninterrupted(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    quicken(monkeypatch)
 
 
 # ---------------------------------------------------------------------------- killed
@@ -71,9 +73,11 @@ def test_so_it_is_in_any_gymnasium_environment(uninterrupted, share):
 
 
 def test_so_it_is_with_games_in_processes(uninterrupted):
-    expected, events = uninterrupted(vectorization="async")
-    run(vectorization="async", crash_after=int(0.6 * events))
-    run(vectorization="async", resume="true")
+    keys = {"vectorization": "async", "gradient_steps": 6}
+    expected, events = uninterrupted(**keys)
+    run(**keys, crash_after=int(0.8 * events))
+    assert checkpoint.load(STATE)[1]["steps"][1] == 4
+    run(**keys, resume="true")
     assert outcome() == expected
 
 
@@ -206,6 +210,7 @@ def half(uninterrupted, tmp_path_factory):
     folder = tmp_path_factory.mktemp("half")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        quicken(patch)
         run(stop_after=0)
         start = checkpoint.load(STATE)
         shutil.rmtree("checkpoints")

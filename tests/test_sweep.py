@@ -2,9 +2,11 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -25,9 +27,9 @@ SMALL = TINY | {
     "warmup_rows": 20,
     "train_ratio": 8,
     "wrappers.time_limit": 10,
-    "gradient_steps": 60,
-    "evaluate_every": 30,
-    "save_every": 30,
+    "gradient_steps": 8,
+    "evaluate_every": 4,
+    "save_every": 8,
 }
 FAKE = """
 import pathlib, signal, sys, time
@@ -43,6 +45,18 @@ if "seed=9" in sys.argv:
     pathlib.Path("listening").touch()
     time.sleep(60)
 pathlib.Path(run).touch()
+"""
+PREEMPTED = """
+import pathlib, signal
+from gymnasium.envs.classic_control import PendulumEnv
+
+class World(PendulumEnv):
+    def step(self, action):
+        once = pathlib.Path("preempted")
+        if pathlib.Path("metrics/small_seed1.csv").exists() and not once.exists():
+            once.touch()
+            signal.raise_signal(signal.SIGUSR2)  # as the cluster does
+        return super().step(action)
 """
 
 
@@ -70,6 +84,10 @@ def fake(small, monkeypatch):
 
 def command(*more, config="small.yml"):
     return sweep.main(["--config", str(config), *map(str, more)])
+
+
+def rewrite(old, new):
+    Path("small.yml").write_text(Path("small.yml").read_text().replace(old, new))
 
 
 def names(*more, config="small.yml"):
@@ -180,46 +198,47 @@ def forbid(patch):
     patch.setattr(sweep, "submit", lambda *_: pytest.fail("it submits runs"))
 
 
-def test_a_sweep_here_and_on_a_cluster(small, monkeypatch, capsys):
-    """Seed 0 as a process; seed 1 by submitit, where it is preempted and comes back."""
+def test_a_sweep_here_and_on_a_cluster(monkeypatch, capsys):
+    """Seed 0 as a process; seed 1 by submitit, in this one, is preempted and comes back."""
     submitit = pytest.importorskip("submitit")
-    jobs = []
+    from submitit.core.submission import process_job
+    from submitit.local import local
+
+    for name, value in {"EXECUTOR": "local", "LOCAL_JOB_ID": "1", "FOLDER": "?"}.items():
+        monkeypatch.setenv(f"SUBMITIT_{name}", value)
+    waiting, ended = [], []
 
     class Local(submitit.LocalExecutor):
         def _submit_command(self, text):
-            jobs.append(super()._submit_command(text))
-            return jobs[-1]
+            program = "import importlib.util as known; assert known.find_spec('extras.cluster')"
+            lines = [*self.parameters["setup"], shlex.join([sys.executable, "-c", program])]
+            subprocess.run(["bash", "-c", " && ".join(lines)], check=True)  # what a node does first
+            waiting.append("1")
+            return submitit.LocalJob(self.folder, "1", tasks=[0])
 
+    def queue(moment):
+        while waiting:  # the job's turn
+            with pytest.raises(SystemExit) as caught:
+                process_job(cluster.JOBS)
+            ended.append(caught.value.code)
+            if ended[-1] != local.LOCAL_REQUEUE_RETURN_CODE:
+                waiting.clear()
+        return []
+
+    Path("world.py").write_text(PREEMPTED)
+    rewrite("base: pendulum.yml", "base: pendulum.yml\nenvironment: world:World")
     monkeypatch.setattr(submitit, "SlurmExecutor", Local)
-    monkeypatch.setattr(
-        cluster, "queue", lambda moment: [x.job_id for x in jobs if x._process.poll() is None]
-    )
+    monkeypatch.setattr(cluster, "queue", queue)
     assert command() == 0, capsys.readouterr()
-    shutil.copyfile("small.yml", "whole.yml")
-    text = Path("small.yml").read_text().replace("save_every: 30", "save_every: 9")
-    Path("small.yml").write_text(text)
+    rewrite("save_every: 8", "save_every: 9")
     with pytest.MonkeyPatch.context() as patch:  # what is done had another config
         forbid(patch)
         assert command() == 2
-        assert "exists with another save_every (30, not 9)" in capsys.readouterr().err
-    os.replace("whole.yml", "small.yml")
-
-    def preempt():
-        while not Path("metrics/small_seed1.csv").exists():
-            time.sleep(0.05)
-        child = subprocess.run(
-            ["pgrep", "-f", "submitit.core._submit " + str(small)], text=True, capture_output=True
-        ).stdout.split()
-        os.kill(int(child[-1]), signal.SIGUSR2)
-
-    thread = threading.Thread(target=preempt)
-    thread.start()
+        assert "exists with another save_every (8, not 9)" in capsys.readouterr().err
+    rewrite("save_every: 9", "save_every: 8")
     assert command("--seeds", 0, 1, "--slurm", "time=5") == 0, capsys.readouterr()
-    thread.join()
-    assert len(jobs) == 1
-    log = next(Path("runs/slurm").glob("*.out")).read_text()
-    assert "Requeued job" in log and "resumed from checkpoints/small_seed1" in log
-    capsys.readouterr()
+    assert ended == [local.LOCAL_REQUEUE_RETURN_CODE, 0]
+    assert "resumed from checkpoints/small_seed1" in capsys.readouterr().out
     with pytest.MonkeyPatch.context() as patch:
         forbid(patch)
         assert command("--seeds", 0, 1) == 0
@@ -245,6 +264,7 @@ def test_a_real_slurm_requeues_a_job_which_goes_on(small, capsys):
         number = Path("runs/slurm/small_seed1.job").read_text()
         subprocess.run(["scontrol", "requeue", number], check=True)
 
+    rewrite("gradient_steps: 8", "gradient_steps: 60")
     threading.Thread(target=requeue).start()
     assert command("--seeds", 0, 1, "--slurm", "time=5", "cpus-per-task=1") == 0, (
         capsys.readouterr()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import make_config
 
+import hockey_env
 import play
 from dreamer import Dreamer
 from extras import tournament
@@ -21,6 +22,7 @@ from utils import UserError
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(hockey_env.MAX_TIMESTEPS, 0, 100)  # rounds take 101 frames at most
 
 
 @pytest.fixture

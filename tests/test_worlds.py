@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import make_batch, make_config
 from gymnasium import spaces
-from tiny import STATE, numbers, outcome, run, tiny_config
+from tiny import STATE, numbers, outcome, quicken, run, tiny_config
 from torch.distributions import Categorical
 
 import checkpoint
@@ -38,6 +38,7 @@ CARTPOLE = {"config": "cartpole.yml", "run": "tiny", "environments": 3}
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    quicken(monkeypatch)
 
 
 # ---------------------------------------------------------------------------- choices
@@ -88,28 +89,36 @@ def test_the_gradient_of_a_sample_is_that_of_its_probabilities():
     assert torch.allclose(found[0], expected[0]) and expected[0].norm() > 0
 
 
-@pytest.mark.parametrize("actor_gradient", ["dynamics", "reinforce"])
-def test_the_choice_that_pays_is_found(actor_gradient):
-    """One-decision games: the observation 0, 1 or 2 is the number of the choice that is paid."""
-    settings = {"horizon": 1, "actor_gradient": actor_gradient, "world_model_head_start": 100}
-    settings |= {"actor_rate": 3e-3, "world_model_rate": 3e-3, "critic_rate": 3e-3, "entropy": 1e-3}
-    agent = Dreamer(
-        make_config(**{f"dreamer__{k}": v for k, v in settings.items()}), 3, 3, "cpu", True
-    )
-    replay = ReplayBuffer(make_config(replay__rows=2000).replay, 8, 3, 3)
-    eye, ones, zeros = torch.eye(3), torch.ones(8), torch.zeros(8)
+@pytest.mark.parametrize(
+    ("actor_gradient", "choices", "steps", "rate"),
+    [
+        ("reinforce", 2, (80, 180), 5e-3),
+        pytest.param("reinforce", 3, (100, 350), 3e-3, marks=pytest.mark.slow),
+        pytest.param("dynamics", 3, (100, 350), 3e-3, marks=pytest.mark.slow),
+    ],
+)
+def test_the_choice_that_pays_is_found(actor_gradient, choices, steps, rate):
+    """One-decision games: the observation 0, 1, ... is the number of the choice that is paid."""
+    settings = {"horizon": 1, "actor_gradient": actor_gradient, "world_model_head_start": steps[0]}
+    settings |= {"actor_rate": rate, "world_model_rate": rate, "critic_rate": rate}
+    settings |= {"entropy": 1e-3, "slow_actor": 0.2}
+    config = make_config(**{f"dreamer__{key}": value for key, value in settings.items()})
+    agent = Dreamer(config, choices, choices, "cpu", True)
+    replay = ReplayBuffer(make_config(replay__rows=2000).replay, 8, choices, choices)
+    eye, nothing = torch.eye(choices), torch.zeros(8, choices)
+    ones, zeros = torch.ones(8), torch.zeros(8)
     for _ in range(125):
-        right, choice = torch.randint(3, (2, 8))
-        replay.add(eye[right], torch.zeros(8, 3), zeros, ones, zeros)
-        replay.add(torch.zeros(8, 3), eye[choice], 2.0 * (choice == right), zeros, ones)
-    for _ in range(350):
-        with agent.update(replay.sample(16, 4)):
+        right, choice = torch.randint(choices, (2, 8))
+        replay.add(eye[right], nothing, zeros, ones, zeros)
+        replay.add(nothing, eye[choice], 2.0 * (choice == right), zeros, ones)
+    for _ in range(steps[1]):
+        with agent.update(replay.sample(32, 4)):
             pass
-    signs = np.repeat(np.eye(3, dtype=np.float32), 20, 0)
-    expected = np.arange(60) // 20
+    signs = np.repeat(np.eye(choices, dtype=np.float32), 20, 0)
+    expected = np.arange(len(signs)) // 20
     for options in ({"deterministic": True}, {"plan": True}):
         action = agent.player().act(signs, **options)
-        assert action.shape == (60, 3) and (action.sum(-1) == 1).all()
+        assert action.shape == signs.shape and (action.sum(-1) == 1).all()
         assert (action.argmax(-1) == expected).mean() > 0.95, options
     assert (agent.player().act(signs).argmax(-1) == expected).mean() > 0.7
 
@@ -122,14 +131,6 @@ def test_choices_reach_the_environment_by_number():
     assert np.array_equal(playable(environments, np.eye(2)[[1, 0, 1]]), [1, 0, 1])
     counts = sum(random_actions(environments) for _ in range(1000)).sum(0)
     assert abs(counts[0] / counts.sum() - 0.5) < 0.05
-
-
-def test_cartpole_trains_and_its_agent_is_rebuilt_from_its_file():
-    run(**CARTPOLE)
-    agent = Dreamer.load(STATE.with_name("latest.safetensors"))
-    assert agent.sizes == (4, 2) and agent.discrete
-    assert set(np.unique(agent.act(np.zeros((5, 4))))) == {0, 1}
-    assert "evaluation/return" in numbers()[0]
 
 
 @pytest.mark.parametrize("actions", ["mode", "sample"])
@@ -146,9 +147,14 @@ def test_an_evaluation_plays_modes_or_samples(actions):
     assert asked == {actions == "mode"}
 
 
-def test_a_resumed_run_of_choices_is_the_run_that_nothing_stopped(tmp_path, monkeypatch):
+def test_cartpole_trains_and_resumes_exactly_and_its_agent_is_rebuilt_from_its_file(
+    tmp_path, monkeypatch
+):
     events = run(**CARTPOLE)
-    expected = outcome()
+    expected, agent = outcome(), Dreamer.load(STATE.with_name("latest.safetensors"))
+    assert agent.sizes == (4, 2) and agent.discrete
+    assert set(np.unique(agent.act(np.zeros((5, 4))))) == {0, 1}
+    assert "evaluation/return" in numbers()[0]
     (tmp_path / "again").mkdir()
     monkeypatch.chdir(tmp_path / "again")
     run(**CARTPOLE, crash_after=int(0.6 * events))
@@ -507,6 +513,7 @@ def test_presets_train_a_few_steps(name):
     sizes |= {"environments": 2, "warmup_rows": 20, "dreamer__channels": 2}
     if name == "car-racing.yml":  # an episode is long
         sizes |= {"vectorization": "sync", "wrappers__time_limit": 3, "wrappers__resize": 16}
+        sizes |= {"environments": 1, "evaluation_games": 1}
     run(config=name, **sizes)
     header, *rows = numbers()
     assert rows[-1][0] == "3" and "evaluation/return" in header
