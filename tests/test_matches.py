@@ -12,8 +12,8 @@ import matches
 from dreamer import Dreamer
 from environments import make_environments
 from machine import Stop, Stopped
-from matches import Result, episode_returns, evaluate, play_games, wilson_interval
-from opponents import OpponentPool, load
+from matches import Result, episode_returns, evaluate, play_games, play_match, wilson_interval
+from opponents import OpponentPool, PerGame, load
 
 HOCKEY = make_config(hockey__frame_skip=4).hockey
 
@@ -100,6 +100,30 @@ def test_one_seed_reproduces_and_another_differs(agent):
     torch.rand(3)
     assert np.array_equal(first, play(1))
     assert not np.array_equal(first, play(2))
+
+
+class Counting:
+    """A player that notes how many frames it was asked in each of its games."""
+
+    def __init__(self):
+        self.frames = []
+
+    def reset(self):
+        self.frames.append(0)
+
+    def act(self, observation):
+        self.frames[-1] += 1
+        return np.zeros(4)
+
+
+def test_both_players_of_a_match_hear_of_each_game_and_are_asked_each_frame():
+    sides = [[Counting() for _ in range(4)] for _ in range(2)]
+    one, two = (PerGame(players) for players in sides)
+    for matches_played in (1, 2):
+        assert len(play_match(one, two, 4, seed=3).winner) == 4
+        assert all(len(player.frames) == matches_played for side in sides for player in side)
+    assert [one.frames for one in sides[0]] == [two.frames for two in sides[1]]
+    assert all(min(player.frames) > 20 for side in sides for player in side)
 
 
 def test_the_return_of_any_other_environment():
