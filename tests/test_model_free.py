@@ -23,7 +23,7 @@ def test_both_bots_play_in_turn():
     assert kinds == [False, True, False, True]
 
 
-@pytest.mark.parametrize("algorithm", ["td3", "sac"])
+@pytest.mark.parametrize("algorithm", ["td3", pytest.param("sac", marks=pytest.mark.slow)])
 def test_a_short_run_writes_the_columns_of_main(algorithm, tmp_path):
     pytest.importorskip("stable_baselines3")
     keys = ["threads=1", "evaluation_games=4", "hockey.frame_skip=16"]
