@@ -13,6 +13,7 @@ at the head of its comment says what it may be. Every other file holds differenc
 import difflib
 import re
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 
 import yaml
@@ -55,9 +56,11 @@ def load_config(name, overrides=()):
         raise UserError(f"run must be a plain file name of at most 200 bytes, not '{run}'.")
     if flat["dreamer.critic_imagination"] == flat["dreamer.critic_replay"] == 0:
         raise UserError("dreamer.critic_imagination and dreamer.critic_replay must not both be 0.")
-    config = OmegaConf.create()
+    tree = {}
     for key, value in flat.items():
-        OmegaConf.update(config, key, value)
+        *groups, name = key.split(".")
+        reduce(lambda part, group: part.setdefault(group, {}), groups, tree)[name] = value
+    config = OmegaConf.create(tree)
     OmegaConf.set_readonly(config, True)
     return config
 
