@@ -253,8 +253,8 @@ class Collector:
     def _count_episodes(self, info):
         """Notes statistics of the episodes that have just ended."""
         for game in np.flatnonzero(self.is_first):
-            total, length = (info["episode"][name][game] for name in "rl")
-            metrics = {"episode_return": total, "episode_length": length}
+            episode = info["episode"]
+            metrics = {"episode_return": episode["r"][game], "episode_length": episode["l"][game]}
             if self.pool:
                 winner = info["winner"][game]
                 self.pool.record(info["opponent"][game], winner)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.model_free import BothBots
+
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "model_free.py"
-sys.path.insert(0, str(SCRIPT.parent))
-from model_free import BothBots  # noqa: E402
 
 
 def test_both_bots_play_in_turn():
