@@ -98,8 +98,8 @@ def play_games(act, opponent, games, settings, seed=0):
 def play_match(one, two, games, seed=0):
     """Plays so many games of two players made for that many -> a `Result` of the first.
 
-    They are on equal terms: each is asked for every frame of the built-in game, and an agent holds
-    its action for its own frame skip. The same seed means the same positions for all pairs.
+    They are on equal terms: each is asked for every frame of the built-in game. The same seed means
+    the same positions for all pairs.
     """
     settings = load_config("hockey.yml", ["hockey.frame_skip=1", "hockey.game=built-in"]).hockey
     one.reset()  # the other one's games begin at the table

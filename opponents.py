@@ -59,23 +59,27 @@ class RandomPlayer:
 
 
 class AgentOpponent:
-    """A trained agent as an opponent: keeps its frame skip and its memory of each game."""
+    """A trained agent as an opponent, who decides anew in every frame of the game.
+
+    It was trained to hold an action for `frame_skip` frames. So it has as many memories of a game,
+    which take turns: each lives through every `frame_skip`-th frame, as in training.
+    """
 
     def __init__(self, agent, games, name, deterministic=False, plan=False):
-        """Plays `agent` (its networks, with an own memory) in so many games side by side."""
+        """Plays `agent` (its networks, with own memories) in so many games side by side."""
         self.agent, self.name = agent.player(), name
         self.decide = partial(self.agent.act, deterministic=deterministic, plan=plan)
         if self.agent.sizes != (18, 4) or self.agent.discrete:
             raise UserError(f"{name} was not trained for hockey: it has sizes {agent.sizes}.")
-        self.agent.remember(games)
         self.frame_skip = agent.config.hockey.frame_skip  # asking a config takes its time
+        self.agent.remember(self.frame_skip * games)
         self.frame = np.zeros(games, int)  # since the game's start
-        self.action = np.zeros((games, 4), np.float32)
 
     def reset(self, games=None):
         """Forgets these games (default: all)."""
         games = slice(None) if games is None else games
-        self.agent.reset(games)
+        memories = np.arange(self.frame_skip * len(self.frame)).reshape(self.frame_skip, -1)
+        self.agent.reset(memories[:, games].ravel())
         self.frame[games] = 0
 
     def act(self, observations, games=None):
@@ -84,12 +88,9 @@ class AgentOpponent:
         if observations.ndim == 1:
             return self.act(observations[None], [0])[0]
         games = np.arange(len(self.frame)) if games is None else np.asarray(games)
-        decides = self.frame[games] % self.frame_skip == 0
-        if decides.any():
-            chosen = games[decides]
-            self.action[chosen] = self.decide(observations[decides], games=chosen)
+        turn = self.frame[games] % self.frame_skip
         self.frame[games] += 1
-        return self.action[games]
+        return self.decide(observations, games=turn * len(self.frame) + games)
 
 
 def ask(player, observations, games=None):

@@ -101,7 +101,7 @@ def test_sides_and_starts_are_balanced(short_games, monkeypatch):
 
 
 def test_agents_play_as_they_do_in_an_evaluation(saved, short_games):
-    """Deterministic, with their frame skip, and without memories of the pair before."""
+    """Deterministic, deciding every frame, and without memories of the pair before."""
     paths = [str(saved / name / "best.safetensors") for name in "ab"]
     league = play_league(find_players([*paths, "strong"]), 8, seed=3)
     assert {*permutations(("a", "b", "strong"), 2)} == set(league.played)

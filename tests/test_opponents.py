@@ -117,15 +117,18 @@ def test_a_file_is_an_opponent_if_it_was_trained_for_hockey(saved):
 
 
 @pytest.mark.parametrize("frame_skip", [1, 3])
-def test_an_agent_keeps_its_frame_skip(frame_skip):
+def test_an_agent_decides_every_frame_and_its_memories_take_turns(frame_skip):
     agent = make_agent(hockey__frame_skip=frame_skip)
     opponent = AgentOpponent(agent, 2, "agent", deterministic=True)
-    reference = agent.player()
+    references = [agent.player() for _ in range(frame_skip)]
+    before = None
     for frame in range(3 * frame_skip):
         rows = observations(2, frame)
-        if frame % frame_skip == 0:
-            expected = reference.act(rows, deterministic=True)
-        assert np.allclose(opponent.act(rows), expected, atol=1e-6)
+        expected = references[frame % frame_skip].act(rows, deterministic=True)
+        actions = opponent.act(rows)
+        assert np.allclose(actions, expected, atol=1e-6)
+        assert before is None or not np.allclose(actions, before, atol=1e-6)
+        before = actions
 
 
 def test_each_game_has_its_own_memory_and_frames():

@@ -80,7 +80,7 @@ def test_every_new_round_is_noticed_and_nothing_else():
 
 
 def test_each_round_is_played_as_if_it_were_the_first(champion):
-    """Four rounds in a row: the memory, and the count of frames per decision, start anew."""
+    """Four rounds in a row: memories, and whose turn it is of them, start anew."""
     player = load(champion)
     seen, acted = [], []
 
@@ -91,13 +91,11 @@ def test_each_round_is_played_as_if_it_were_the_first(champion):
             return acted[-1]
 
     starts = play_rounds(Recorder(player), tournament.Contestant(load("weak", seed=2)), 4)
-    assert len(starts) == 4 and any(start % 2 for start in starts)  # odd: in mid-decision
+    assert len(starts) == 4 and any(start % 2 for start in starts)  # odd: another memory's turn
     for start, end in zip(starts, [*starts[1:], len(seen)], strict=True):
         fresh = AgentOpponent(Dreamer.load(champion), 1, "", deterministic=True)
         again = [fresh.act(np.array(view, np.float32)) for view in seen[start:end]]
         assert np.array_equal(np.array(again), np.array(acted[start:end], np.float32))
-        assert np.array_equal(again[0:40:2], again[1:41:2])  # held for the frame skip
-        assert not np.array_equal(again[0], again[2])
 
 
 @pytest.fixture
