@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from omegaconf import OmegaConf
 
 from config import load_config
 from environments import make_environments, playable
 from hockey_wrapper import HockeyGames
 from machine import warn
-from opponents import BOTS, ask
+from opponents import BOTS, AgentOpponent, ask
 
 LONGEST_EPISODE = 10_000  # steps of an evaluation's episode: it ends there whatever happens
 
@@ -132,22 +133,26 @@ def episode_returns(act, environments, seed=0):
 def evaluate(agent, config, pool, stop):
     """Returns an evaluation's metrics, the score by which the best is kept, and what to show.
 
-    In hockey the score is the worst case: the lowest win rate against a bot or standing against a
-    former self. Elsewhere it is the mean return. Raises `Stopped` once `stop` is requested.
+    In hockey, where the agent decides every frame as in any match, the score is the worst case: the
+    lowest win rate against a bot or standing against a former self. Elsewhere it is the mean
+    return. Raises `Stopped` once `stop` is requested.
     """
-    games, seed, player = config.evaluation_games, agent.gradient_steps, agent.player()
+    games, seed = config.evaluation_games, agent.gradient_steps
+    deterministic = config.evaluation_actions == "mode"
+    decide = partial(agent.player().act, deterministic=deterministic)
 
     def act(observations):
         stop.check()
-        return player.act(observations, deterministic=config.evaluation_actions == "mode")
+        return decide(observations)
 
     if pool is None:
         score = float(episode_returns(act, make_environments(config, games), seed).mean())
         return {"evaluation/return": score}, score, {"return": f"{score:.1f}"}
+    settings = OmegaConf.merge(config.hockey, {"frame_skip": 1})
     metrics, scores, shown = {}, [], {}
     for name, rival in pool.rivals(games, seed).items():
-        player.reset()
-        result = play_games(act, rival, games, config.hockey, seed)
+        decide = AgentOpponent(agent, games, config.run, deterministic).act
+        result = play_games(act, rival, games, settings, seed)
         metrics |= result.metrics(name)
         scores.append(result.win_rate() if name in BOTS else result.standing())
         if name in BOTS:

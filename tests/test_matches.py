@@ -181,6 +181,8 @@ def test_the_score_is_the_worst_case(agent, monkeypatch, oldest, score):
     pool = SimpleNamespace(rivals=lambda games, seed: {name: name for name in winner})
 
     def play(act, rival, games, settings, seed):
+        assert settings.frame_skip == 1  # it decides every frame, as in any match
+        assert settings.game == "built-in" and act(np.zeros((games, 18))).shape == (games, 4)
         return Result("?", np.array(winner[rival]), np.zeros(4, bool))
 
     monkeypatch.setattr(matches, "play_games", play)
