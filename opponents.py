@@ -59,21 +59,22 @@ class RandomPlayer:
 
 
 class AgentOpponent:
-    """A trained agent as an opponent, who decides anew in every frame of the game.
+    """A trained agent as an opponent: one that holds its actions, or decides in every frame.
 
-    It was trained to hold an action for `frame_skip` frames. So it has as many memories of a game,
-    which take turns: each lives through every `frame_skip`-th frame, as in training.
+    It was trained to hold an action for `frame_skip` frames. To decide in every one of them it has
+    as many memories of a game, which take turns: each sees every `frame_skip`-th frame.
     """
 
-    def __init__(self, agent, games, name, deterministic=False, plan=False):
+    def __init__(self, agent, games, name, deterministic=False, plan=False, holds=False):
         """Plays `agent` (its networks, with own memories) in so many games side by side."""
-        self.agent, self.name = agent.player(), name
+        self.agent, self.name, self.holds = agent.player(), name, holds
         self.decide = partial(self.agent.act, deterministic=deterministic, plan=plan)
         if self.agent.sizes != (18, 4) or self.agent.discrete:
             raise UserError(f"{name} was not trained for hockey: it has sizes {agent.sizes}.")
         self.frame_skip = agent.config.hockey.frame_skip  # asking a config takes its time
         self.agent.remember(self.frame_skip * games)
         self.frame = np.zeros(games, int)  # since the game's start
+        self.action = np.zeros((games, 4), np.float32)
 
     def reset(self, games=None):
         """Forgets these games (default: all)."""
@@ -89,8 +90,13 @@ class AgentOpponent:
             return self.act(observations[None], [0])[0]
         games = np.arange(len(self.frame)) if games is None else np.asarray(games)
         turn = self.frame[games] % self.frame_skip
+        decides = (turn == 0) | (not self.holds)
+        if decides.any():
+            memories = turn * len(self.frame) + games
+            decided = self.decide(observations[decides], games=memories[decides])
+            self.action[games[decides]] = decided
         self.frame[games] += 1
-        return self.decide(observations, games=turn * len(self.frame) + games)
+        return self.action[games]
 
 
 def ask(player, observations, games=None):
@@ -212,7 +218,11 @@ def load(spec, games=1, seed=0, deterministic=True, device="cpu", plan=False):
 
 
 class OpponentPool:
-    """Picks each game's opponent by the config's shares, and counts what was really played."""
+    """Picks each game's opponent by the config's shares, and counts what was really played.
+
+    In training they hold their actions as the agent does; against ones that answer sooner than it
+    can, it learned to hold back (docs/tried.md).
+    """
 
     def __init__(self, settings, games, device="cpu"):
         """`settings`: `config.opponents`, for so many games side by side."""
@@ -240,16 +250,16 @@ class OpponentPool:
         """
         self.generator = np.random.default_rng(seed)
         for number, spec in enumerate(self.fixed):
-            self.fixed[spec] = self.anew(spec, self.games, seed + 1 + number)
+            self.fixed[spec] = self.anew(spec, self.games, seed + 1 + number, holds=True)
         self.turn, self.games_left = None, 0  # the snapshot to play (a path), for so many games
         for snapshot in self.snapshots.values():
             snapshot.reset()
 
-    def anew(self, spec, games, seed):
+    def anew(self, spec, games, seed, holds=False):
         """Returns a bot, own code or an agent of `fixed` without a past, for so many games."""
         one = self.fixed[spec]
         if isinstance(one, AgentOpponent):
-            return AgentOpponent(one.agent, games, one.name, deterministic=True)
+            return AgentOpponent(one.agent, games, one.name, deterministic=True, holds=holds)
         if spec in BOTS:
             return load(spec, games, seed)
         with blamed(spec):
@@ -257,8 +267,8 @@ class OpponentPool:
 
     def add_snapshot(self, path):
         """Takes a saved agent into the pool; the oldest leaves when the pool is full."""
-        path = str(path)
-        self.snapshots[path] = load(path, self.games, deterministic=False, device=self.device)
+        agent, path = Dreamer.load(path, self.device), str(path)
+        self.snapshots[path] = AgentOpponent(agent, self.games, called(path), holds=True)
         while len(self.snapshots) > self.settings.snapshots_kept:
             del self.snapshots[next(iter(self.snapshots))]
 

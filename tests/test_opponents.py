@@ -131,6 +131,23 @@ def test_an_agent_decides_every_frame_and_its_memories_take_turns(frame_skip):
         before = actions
 
 
+def test_in_training_agents_hold_their_actions_and_in_evaluations_they_do_not(saved):
+    mine, snapshot = str(saved("mine")), str(saved("snapshot_0000001"))
+    settings = make_config(opponents__files=[mine], opponents__files_share=0.5).opponents
+    pool = OpponentPool(settings, 2)
+    for name in ("snapshot_0000001", "snapshot_0000002", "snapshot_0000003"):
+        pool.add_snapshot(saved(name))
+    for one in (pool.fixed[mine], pool.snapshots[snapshot]):
+        actions = [one.act(observations(2, frame)) for frame in range(2 * one.frame_skip)]
+        first, second = actions[: one.frame_skip], actions[one.frame_skip :]
+        assert all(np.array_equal(action, first[0]) for action in first)
+        assert not np.array_equal(first[0], second[0])
+    rivals = pool.rivals(2, 0)
+    for name in ("mine", "oldest"):
+        actions = [rivals[name].act(observations(2, frame)) for frame in range(2)]
+        assert not np.array_equal(*actions)
+
+
 def test_each_game_has_its_own_memory_and_frames():
     agent = make_agent(hockey__frame_skip=2)
     batched = AgentOpponent(agent, 3, "batched", deterministic=True)
