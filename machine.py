@@ -262,7 +262,7 @@ class Stop:
     """What signals ask for: `requested` turns true; a second Ctrl-C leaves at once."""
 
     def __init__(self):
-        self.requested = False
+        self.requested, self.process = False, os.getpid()
 
     def listen(self):
         """Listens to SIGINT, SIGTERM, SIGUSR1 and SIGBREAK, where the system has them."""
@@ -271,7 +271,9 @@ class Stop:
                 signal.signal(getattr(signal, name), self.request)
 
     def request(self, *_):
-        """Handles a signal."""
+        """Handles a signal; processes of games get Ctrl-C as well, and leave it to the run."""
+        if os.getpid() != self.process:
+            return
         self.requested = True
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         # not print: the signal may have come in the middle of one

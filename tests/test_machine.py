@@ -114,3 +114,11 @@ def test_a_signal_is_noted_and_the_second_interrupt_leaves(name, capfd):
     assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
     with pytest.raises(Stopped):
         stop.check()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+def test_a_process_of_its_games_leaves_signals_to_the_run(capfd):
+    stop = Stop()
+    stop.process += 1  # as if this were a child of the one that listens
+    stop.request()
+    assert not stop.requested and capfd.readouterr().err == ""
