@@ -220,8 +220,8 @@ def load(spec, games=1, seed=0, deterministic=True, device="cpu", plan=False):
 class OpponentPool:
     """Picks each game's opponent by the config's shares, and counts what was really played.
 
-    Agents among them hold their actions in training, as the learner does: against ones that answer
-    sooner than it can, it got worse (docs/tried.md, "Deciding in every frame").
+    Agents among them hold their actions in training: on equal terms with the learner, at half the
+    cost. Whether quicker ones would harm it is open (docs/tried.md, "Deciding in every frame").
     """
 
     def __init__(self, settings, games, device="cpu"):
