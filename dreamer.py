@@ -457,9 +457,14 @@ class Dreamer(nn.Module):
         return total, metrics
 
     def gradients(self, part, loss):
-        """Returns the gradients of the loss with respect to the parameters of `part` alone."""
+        """Returns the gradients of the loss with respect to the parameters of `part` alone.
+
+        They lie in memory as the parameters do: those of convolutions often don't at first, and
+        fused Adam pairs the numbers as they lie (CPU, without a word) or refuses them (CUDA).
+        """
         # without `retain_graph` the graph would be freed at once, not with the loss
-        return torch.autograd.grad(loss, self.parts[part], retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(loss, self.parts[part], retain_graph=True)
+        return [gradient.contiguous() for gradient in found]
 
     def descend(self, gradients):
         """Takes one optimizer step of the parts that have gradients -> metrics: their norms.
