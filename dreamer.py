@@ -42,7 +42,8 @@ SHAPES = (
 )
 PLAYED = (*SHAPES, "unimix", "discount", "dreams_end")
 UNSAVED = {"switches": (), "precision": "auto", "dreams_end": True}  # if a saved agent lacks them
-WHERE_IT_PLAYS = ("run", "environment", "environment_kwargs", "vectorization", "wrappers", "hockey")
+WORLD = ("environment", "environment_kwargs", "vectorization", "wrappers", "hockey")
+SAVED = ("run", *WORLD, "evaluation_actions", "dreamer")  # what is saved of a config
 SWITCH_ON = 0.5  # an action of `switches` is on above it, else off
 RETURN_LAMBDA = 0.95  # of the lambda-return, as in all three papers
 RETURN_SCALE_DECAY = 0.99  # per gradient step, of the running 5%..95% range of the returns
@@ -83,8 +84,7 @@ class Dreamer(nn.Module):
         feature_size = sum(self.rssm.sizes)
         self.reward = ScalarHead(feature_size, settings)
         self.continues = mlp(feature_size, 1, settings)
-        policy = DiscreteActor if discrete else Actor
-        self.actor = policy(feature_size, action_size, settings)
+        self.actor = (DiscreteActor if discrete else Actor)(feature_size, action_size, settings)
         self.critic = ScalarHead(feature_size, settings)
         self.slow_actor, self.slow_critic = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
         self.to(self.device)
@@ -96,6 +96,7 @@ class Dreamer(nn.Module):
             setattr(self, name, recorded(getattr(self, name), self.device))
         is_auto = settings.precision == "auto" and multiplies_bfloat16(self.device)
         self.in_bfloat16 = settings.precision == "bfloat16" or is_auto
+        self.is_deterministic = config.get("evaluation_actions") != "sample"  # when it is measured
         self.gradient_steps = 0
         self.seen = None  # the last batch and the posterior states of its rows
         self.memory = None  # (h, z, o, last action) of each game that is being played
@@ -106,8 +107,7 @@ class Dreamer(nn.Module):
             {"params": parameters, "lr": torch.zeros((), device=self.device)}
             for parameters in self.parts.values()
         ]
-        can_record = self.device.type == "cuda"
-        return torch.optim.Adam(groups, eps=1e-8, fused=True, capturable=can_record)
+        return torch.optim.Adam(groups, fused=True, capturable=self.device.type == "cuda")
 
     # ------------------------------------------------------------------------ playing
 
@@ -457,13 +457,10 @@ class Dreamer(nn.Module):
         return total, metrics
 
     def gradients(self, part, loss):
-        """Returns the gradients of the loss with respect to the parameters of `part` alone.
-
-        They lie in memory as the parameters do: those of convolutions often don't at first, and
-        fused Adam pairs the numbers as they lie (CPU, without a word) or refuses them (CUDA).
-        """
+        """Returns the gradients of the loss with respect to the parameters of `part` alone."""
         # without `retain_graph` the graph would be freed at once, not with the loss
         found = torch.autograd.grad(loss, self.parts[part], retain_graph=True)
+        # fused Adam pairs numbers as they lie in memory; those of convolutions may lie otherwise
         return [gradient.contiguous() for gradient in found]
 
     def descend(self, gradients):
@@ -535,7 +532,7 @@ class Dreamer(nn.Module):
             path,
             self.state_dict(),
             format=FORMAT,
-            config={key: config[key] for key in (*WHERE_IT_PLAYS, "dreamer") if key in config},
+            config={key: config[key] for key in SAVED if key in config},
             sizes=self.sizes,
             discrete=self.discrete,
             counters={"gradient_steps": self.gradient_steps, **counters},

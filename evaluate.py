@@ -30,7 +30,7 @@ def evaluate(options):
         if options.against:
             raise UserError(f"{options.player} plays {name}: --against has nobody there.")
         worlds = make_environments(agent.config, games)
-        act = partial(agent.player().act, deterministic=True, plan=options.plan)
+        act = partial(agent.player().act, deterministic=agent.is_deterministic, plan=options.plan)
         returns = episode_returns(act, worlds, seed)
         mean, margin = returns.mean(), 1.96 * returns.std() / games**0.5
         interval = f"[{mean - margin:.1f}, {mean + margin:.1f}]"

@@ -138,8 +138,7 @@ def evaluate(agent, config, pool, stop):
     return. Raises `Stopped` once `stop` is requested.
     """
     games, seed = config.evaluation_games, agent.gradient_steps
-    deterministic = config.evaluation_actions == "mode"
-    decide = partial(agent.player().act, deterministic=deterministic)
+    decide = partial(agent.player().act, deterministic=agent.is_deterministic)
 
     def act(observations):
         stop.check()
@@ -151,7 +150,7 @@ def evaluate(agent, config, pool, stop):
     settings = OmegaConf.merge(config.hockey, {"frame_skip": 1})
     metrics, scores, shown = {}, [], {}
     for name, rival in pool.rivals(games, seed).items():
-        decide = AgentOpponent(agent, games, config.run, deterministic).act
+        decide = AgentOpponent(agent, games, config.run, agent.is_deterministic).act
         result = play_games(act, rival, games, settings, seed)
         metrics |= result.metrics(name)
         scores.append(result.win_rate() if name in BOTS else result.standing())

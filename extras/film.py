@@ -108,8 +108,9 @@ class Episodes:
             self.returns.append(0.0)
             yield
             for _ in range(LONGEST_EPISODE):
-                action = playable(self.worlds, self.agent.act(observation, deterministic=True))
-                observation, reward, terminated, truncated, _ = self.worlds.step(action)
+                action = self.agent.act(observation, self.agent.is_deterministic)
+                step = self.worlds.step(playable(self.worlds, action))
+                observation, reward, terminated, truncated, _ = step
                 self.returns[-1] += reward[0]
                 yield
                 if terminated[0] or truncated[0]:

@@ -29,7 +29,7 @@ def record(agent, seed):
     player, rows = agent.player(), []
 
     def act(image):
-        action = player.act(image, deterministic=True)
+        action = player.act(image, player.is_deterministic)
         state = (part.clone() for part in player.memory[:3])
         rows.append((torch.from_numpy(image.copy()), torch.from_numpy(action), *state))
         return action

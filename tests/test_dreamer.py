@@ -701,7 +701,7 @@ def test_an_agent_outlives_the_keys_of_training(make_agent, tmp_path, monkeypatc
     tensors, metadata = checkpoint.load(path)
     assert metadata["format"] == 2 and metadata["config"]["dreamer"].keys() == set(PLAYED)
     world = {"environment", "environment_kwargs", "vectorization", "wrappers", "hockey"}
-    assert metadata["config"].keys() == {"run", "dreamer", *world}
+    assert metadata["config"].keys() == {"run", "evaluation_actions", "dreamer", *world}
     metadata["config"]["dreamer"]["a_key_of_yesterday"] = 3
     checkpoint.save(path, tensors, **metadata)
     monkeypatch.setattr(config, "COMPLETE", Path("nowhere.yml"))

@@ -145,6 +145,24 @@ def test_an_evaluation_plays_modes_or_samples(actions):
     agent.player = lambda: SimpleNamespace(act=act)
     evaluate(agent, config, None, Stop())
     assert asked == {actions == "mode"}
+    agent.save("agent.safetensors")
+    assert Dreamer.load("agent.safetensors").is_deterministic == (actions == "mode")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_weight_of_a_convolution_moves_against_its_own_gradient(threads):
+    torch.set_num_threads(threads)
+    config = tiny_config(config="minatar.yml")
+    agent = Dreamer(config, (12, 12, 3), 2, "cpu", True)
+    batch = make_batch(3, 4, 12 * 12 * 3, 2)
+    batch["observation"] = torch.randint(256, (3, 4, 12, 12, 3), dtype=torch.uint8)
+    before = [weight.detach().clone() for weight in agent.parts["world_model"]]
+    _, loss, _ = agent.world_model_loss(batch, agent.rssm.posterior.noise(4, 3))
+    wanted = torch.autograd.grad(loss, agent.parts["world_model"], retain_graph=True)
+    agent.descend({"world_model": agent.gradients("world_model", loss)})
+    for old, weight, gradient in zip(before, agent.parts["world_model"], wanted, strict=True):
+        clear = gradient.abs() > 1e-5  # Adam's first step has the gradient's sign
+        assert torch.equal((weight - old)[clear].sign(), -gradient[clear].sign())
 
 
 def test_cartpole_trains_and_resumes_exactly_and_its_agent_is_rebuilt_from_its_file(
