@@ -1,12 +1,15 @@
-"""NaturalDreamer's gradient step and ours on the standard work, in turns on the same CPU.
+"""NaturalDreamer's gradient step and ours on the same work, in turns on the same CPU.
 
     python benchmarks/natural_dreamer.py FOLDER [--steps 20] [key=value ...]
+    python benchmarks/natural_dreamer.py FOLDER --images [--steps 5]
 
-FOLDER holds a copy of github.com/InexperiencedMe/NaturalDreamer, of which nothing is part of this
-project. It gets what `configs/benchmark.yml` asks for: MLPs of the same sizes instead of its
+The first is the standard work, the second its own: CarRacing, as its config has it. FOLDER holds a
+copy of github.com/InexperiencedMe/NaturalDreamer, of which nothing is part of this project. For the
+standard work it gets what `configs/benchmark.yml` asks for: MLPs of the same sizes instead of its
 convolutions, its continue head switched on, and windows of one row more, as it learns nothing from
-the first one. What is left of difference: it has no norm layers, and normal distributions for
-reward and value. Each agent has a process of its own.
+the first one. With images it is left as it is, and `car-racing.yml` takes over its sizes. What is
+left of difference: it has no norm layers, and normal distributions for reward and value. Each agent
+has a process of its own.
 
 Exit status: 0 it is done, 2 something to mend (one sentence says what).
 """
@@ -33,6 +36,12 @@ from utils import UserError, one_line  # noqa: E402
 
 THEIR_CONFIG = "configs/car-racing-v3.yml"
 HEADS = ("priorNet", "posteriorNet", "reward", "continuation", "actor", "critic")
+ITS_OWN = [  # sizes of its config, as ours are called; of 64 rows it learns from 63
+    *("replay.batch_size=32", "replay.batch_length=63", "environments=2", "dreamer.horizon=15"),
+    *("dreamer.recurrent_size=600", "dreamer.hidden_size=400", "dreamer.channels=16"),
+    *("dreamer.latent_groups=16", "dreamer.latent_classes=16", "dreamer.imagination_starts=0"),
+    *("dreamer.actor_gradient=reinforce", "dreamer.critic_replay=0", "threads=2"),
+]
 
 
 class AttributeDict(dict):
@@ -56,6 +65,8 @@ def their_settings(config, folder):
     """NaturalDreamer's own settings, with the sizes of our config."""
     settings = yaml.safe_load(Path(folder, THEIR_CONFIG).read_text())["dreamer"]
     wanted = config.dreamer
+    if config.wrappers.resize:  # images: its own work
+        return settings
     settings |= {
         "batchSize": config.replay.batch_size,
         "batchLength": config.replay.batch_length + 1,
@@ -100,13 +111,16 @@ def theirs(config, folder):
         """What it means by `nn.BCELoss(share, target)`, which builds a module and fails."""
         return F.binary_cross_entropy(share, target.squeeze(-1))
 
-    dreamer.EncoderConv, dreamer.DecoderConv = Encoder, Decoder
-    dreamer.nn.BCELoss = binary_cross_entropy
-    settings = their_settings(config, folder)
-    low, high = [-1.0] * 4, [1.0] * 4
-    agent = dreamer.Dreamer((18,), 4, low, high, "cpu", AttributeDict(settings))
-    for row in range(10_000):
-        noise, action = np.random.randn(2, 18), np.random.uniform(-1, 1, 4)
+    settings, shape, actions, rows = their_settings(config, folder), (18,), 4, 10_000
+    if config.wrappers.resize:
+        shape, actions, rows = (3, 64, 64), 3, 1_000
+    else:
+        dreamer.EncoderConv, dreamer.DecoderConv = Encoder, Decoder
+        dreamer.nn.BCELoss = binary_cross_entropy
+    low, high = [-1.0] * actions, [1.0] * actions
+    agent = dreamer.Dreamer(shape, actions, low, high, "cpu", AttributeDict(settings))
+    for row in range(rows):
+        noise, action = np.random.rand(2, *shape), np.random.uniform(-1, 1, actions)
         agent.buffer.add(noise[0], action, np.random.randn(), noise[1], float(row % 50 == 49))
 
     def step():
@@ -174,9 +188,11 @@ def main():
     parser = parser_of(__doc__)
     parser.add_argument("folder", help="a copy of NaturalDreamer")
     parser.add_argument("--steps", type=int, default=20, help="measured steps of each")
+    parser.add_argument("--images", action="store_true", help="CarRacing instead")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_intermixed_args()
-    config = load_config("benchmark.yml", options.overrides)
+    name, sizes = ("car-racing.yml", ITS_OWN) if options.images else ("benchmark.yml", [])
+    config = load_config(name, sizes + options.overrides)
     if options.steps < 1:
         raise UserError(f"--steps must be at least 1, not {options.steps}.")
     for name in ("dreamer.py", THEIR_CONFIG):

@@ -81,15 +81,17 @@ class Subject:
     def __init__(self, config, device):
         self.config, self.device = config, device
         rings = 2 * config.environments
-        self.agent = Dreamer(config, 18, 4, device)
+        observation, action = ((64, 64, 3), 3) if config.wrappers.resize else (18, 4)
+        self.agent = Dreamer(config, observation, action, device)
         self.agent.gradient_steps = config.dreamer.world_model_head_start
         sizes = SimpleNamespace(rows=500 * rings, batch_length=config.replay.batch_length)
-        self.replay = ReplayBuffer(sizes, rings, 18, 4, device)
+        self.replay = ReplayBuffer(sizes, rings, observation, action, device)
         for time_step in range(500):
             is_first = torch.full((rings,), float(time_step % 50 == 0))
-            actions = 2 * torch.rand(rings, 4) - 1
-            ends = torch.zeros(rings)
-            self.replay.add(torch.randn(rings, 18), actions, torch.randn(rings), is_first, ends)
+            actions, ends = 2 * torch.rand(rings, action) - 1, torch.zeros(rings)
+            is_image = self.agent.is_image
+            seen = 255 * torch.rand(rings, *observation) if is_image else torch.randn(rings, 18)
+            self.replay.add(seen, actions, torch.randn(rings), is_first, ends)
         self.seconds = {part: [] for part in PARTS}
         self.current = dict.fromkeys(PARTS, 0.0)
         self.gigaflop = self.operations()
