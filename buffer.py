@@ -21,14 +21,11 @@ from utils import UserError
 class ReplayBuffer:
     """Rows of `rings` parallel streams, in one preallocated float32 tensor; images are bytes."""
 
-    def __init__(
-        self, settings, rings, observation_size, action_size, device="cpu", own=None, mirror=None
-    ):
+    def __init__(self, settings, rings, observation_size, action_size, device="cpu", own=None):
         """Holds `settings.rows` rows in all, on `device`; `settings`: `config.replay`.
 
         `observation_size`: how many numbers, or the (H, W, C) of images. The first `own` rings
-        (default: all) are the agent's own play, the others its opponents'. `mirror`: signs
-        (observation + action,) of a symmetry of the game, if it has one. Raises `UserError` if a
+        (default: all) are the agent's own play, the others its opponents'. Raises `UserError` if a
         ring would be shorter than a window, or the memory does not suffice.
         """
         rows, window = settings.rows, settings.batch_length
@@ -45,7 +42,6 @@ class ReplayBuffer:
         self.rows = torch.zeros(self.length, rings, sum(self.sizes), device=device)
         shape = observation_size if self.is_image else (0,)
         self.images = torch.zeros(self.length, rings, *shape, dtype=torch.uint8, device=device)
-        self.signs = mirror and torch.tensor([*mirror, 1.0, 1.0, 1.0], device=device)
         self.head = self.filled = 0
 
     def add(self, observation, action, reward, is_first, is_terminal):
@@ -63,8 +59,7 @@ class ReplayBuffer:
     def sample(self, batch_size, batch_length):
         """Returns a batch (B, T, ...) of windows, their starts uniform over all but the head's.
 
-        Half of the windows, drawn at random, are mirrored if the game is symmetric. Random numbers
-        are PyTorch's. Raises ValueError while there are too few rows.
+        Random numbers are PyTorch's. Raises ValueError while there are too few rows.
         """
         if self.filled < batch_length:
             raise ValueError(f"{batch_length} rows per ring are needed, {self.filled} are there.")
@@ -75,9 +70,6 @@ class ReplayBuffer:
         times = (oldest + starts + torch.arange(batch_length)) % self.length  # (B, T)
         where = times.to(device), rings.to(device)
         rows = self.rows[where]  # (B, T, row)
-        if self.signs is not None:
-            flipped = torch.randint(2, (batch_size, 1, 1)).bool().to(device)
-            rows = torch.where(flipped, rows * self.signs, rows)
         observation, action, reward, is_first, is_terminal = rows.split(self.sizes, -1)
         return {
             "observation": self.images[where] if self.is_image else observation,  # (B, T, ...)

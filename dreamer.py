@@ -97,6 +97,7 @@ class Dreamer(nn.Module):
         is_auto = settings.precision == "auto" and multiplies_bfloat16(self.device)
         self.in_bfloat16 = settings.precision == "bfloat16" or is_auto
         self.is_deterministic = config.get("evaluation_actions") != "sample"  # when it is measured
+        self.symmetry = None  # of its weights, in a symmetric game (`symmetry.py`)
         self.gradient_steps = 0
         self.seen = None  # the last batch and the posterior states of its rows
         self.memory = None  # (h, z, o, last action) of each game that is being played
@@ -460,6 +461,8 @@ class Dreamer(nn.Module):
         """Returns the gradients of the loss with respect to the parameters of `part` alone."""
         # without `retain_graph` the graph would be freed at once, not with the loss
         found = torch.autograd.grad(loss, self.parts[part], retain_graph=True)
+        if self.symmetry:
+            return self.symmetry.mean(self.parts[part], found)
         # fused Adam pairs numbers as they lie in memory; those of convolutions may lie otherwise
         return [gradient.contiguous() for gradient in found]
 
@@ -516,6 +519,12 @@ class Dreamer(nn.Module):
             expected = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
             if {key: value.shape for key, value in found.items()} != expected:
                 raise ValueError("its optimizer's moments are of other parameters")
+
+    def load_state_dict(self, *arguments, **options):
+        """Takes over weights. Raises ValueError unless they are as symmetric as the agent."""
+        super().load_state_dict(*arguments, **options)
+        if self.symmetry:
+            self.symmetry.check()
 
     def check_settings(self, theirs):
         """Raises ValueError unless weights with these settings (`config.dreamer`) mean the same."""

@@ -32,6 +32,7 @@ from hockey_wrapper import MIRROR
 from machine import STOPPED, explained
 from matches import evaluate
 from opponents import OpponentPool, find_agent
+from symmetry import Symmetry
 from utils import Every, UserError, check_finite, seed_everything
 
 
@@ -92,8 +93,9 @@ class Training:
         self.agent = Dreamer(config, *sizes, device, discrete)
         own = config.environments  # rings of the replay
         rings = 2 * own if self.pool and config.hockey.both_views else own
-        mirror = MIRROR if self.pool and config.hockey.mirror else None
-        self.replay = ReplayBuffer(config.replay, rings, *self.agent.sizes, device, own, mirror)
+        if self.pool and config.hockey.mirror:
+            self.agent.symmetry = Symmetry(self.agent, MIRROR)
+        self.replay = ReplayBuffer(config.replay, rings, *self.agent.sizes, device, own)
         self.log, track_from = checkpoint.Metrics(self.files.csv), open_tracker(config)
         self.play = Collector(config, environments, self.pool, self.agent, self.replay, self.log)
         self.best, self.evaluated = -np.inf, 0  # score of best.safetensors; step last evaluated

@@ -1,4 +1,4 @@
-"""The replay: windows, rings, wrap-around, mirroring, saving."""
+"""The replay: windows, rings, wrap-around, saving."""
 
 from types import SimpleNamespace
 
@@ -91,22 +91,6 @@ def test_rows_that_do_not_fit_are_refused():
     buffer = filled_buffer(3, 4, 2)
     with pytest.raises((ValueError, RuntimeError)):
         buffer.add(torch.ones(3, 5), torch.ones(3), torch.ones(3), torch.ones(3), torch.ones(3))
-
-
-def test_mirrored_sampling_flips_the_named_signs_of_half_of_the_windows():
-    buffer = filled_buffer(2, 50, 50, mirror=[-1, 1, -1])
-    buffer.rows[:, :, 0] += 1  # no zeros, whose sign could not be seen
-    batch = buffer.sample(1000, 4)
-    time = batch["observation"][..., 0]
-    flipped = time[:, 0] < 0
-    assert torch.equal(flipped[:, None].expand_as(time), time < 0)  # whole windows
-    assert 420 < flipped.sum() < 580  # five standard deviations
-    assert torch.equal(time.abs().diff(dim=1), torch.ones(1000, 3))
-    signs = torch.where(flipped, 1.0, -1.0)[:, None]
-    assert torch.equal(batch["action"].squeeze(-1), signs * (time.abs() - 1))
-    assert torch.equal(batch["reward"], 2 * (time.abs() - 1))  # never flipped
-    assert batch["observation"][..., 1].min() >= 0 and batch["is_first"].min() >= 0
-    assert buffer.rows[..., 0].min() > 0  # what is stored stays
 
 
 @given(sizes)
