@@ -315,7 +315,7 @@ def test_resume_of_a_run_killed_between_two_renames_uses_the_one_before(copied, 
     ("key", "old", "new"),
     [
         ("dreamer.hidden_size", 16, 24),
-        ("dreamer.latent_groups", 4, 5),
+        ("dreamer.latent_groups", 4, 6),
         ("dreamer.latent", "categorical", "gaussian"),
         ("dreamer.bin_limit", 5.0, 4.0),
         ("dreamer.observation_in_state", True, False),
