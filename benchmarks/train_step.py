@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from buffer import ReplayBuffer  # noqa: E402
 from config import load_config  # noqa: E402
 from dreamer import Dreamer  # noqa: E402
+from hockey_wrapper import MIRROR  # noqa: E402
 from machine import (  # noqa: E402
     command,
     keep_freed_memory,
@@ -31,6 +32,7 @@ from machine import (  # noqa: E402
     pick_device,
     use_threads,
 )
+from symmetry import Symmetry  # noqa: E402
 from utils import UserError, seed_everything  # noqa: E402
 
 PARTS = {  # of a step, and the agent's methods that do it; with more threads two go on at a time
@@ -83,6 +85,8 @@ class Subject:
         rings = 2 * config.environments
         observation, action = ((64, 64, 3), 3) if config.wrappers.resize else (18, 4)
         self.agent = Dreamer(config, observation, action, device)
+        if config.environment == "hockey" and config.hockey.mirror:
+            self.agent.symmetry = Symmetry(self.agent, MIRROR)
         self.agent.gradient_steps = config.dreamer.world_model_head_start
         sizes = SimpleNamespace(rows=500 * rings, batch_length=config.replay.batch_length)
         self.replay = ReplayBuffer(sizes, rings, observation, action, device)
