@@ -63,21 +63,19 @@ class ReplayBuffer:
         """
         if self.filled < batch_length:
             raise ValueError(f"{batch_length} rows per ring are needed, {self.filled} are there.")
-        device = self.rows.device
         starts = torch.randint(self.filled - batch_length + 1, (batch_size, 1))
         rings = torch.randint(self.rings, (batch_size, 1))
         oldest = self.head if self.filled == self.length else 0
         times = (oldest + starts + torch.arange(batch_length)) % self.length  # (B, T)
-        where = times.to(device), rings.to(device)
-        rows = self.rows[where]  # (B, T, row)
-        observation, action, reward, is_first, is_terminal = rows.split(self.sizes, -1)
+        where = tuple(index.to(self.rows.device) for index in (times, rings))
+        observation, action, reward, is_first, is_terminal = self.rows[where].split(self.sizes, -1)
         return {
             "observation": self.images[where] if self.is_image else observation,  # (B, T, ...)
             "action": action,  # (B, T, action)
             "reward": reward.squeeze(-1),  # (B, T)
             "is_first": is_first.squeeze(-1),  # (B, T)
             "is_terminal": is_terminal.squeeze(-1),  # (B, T)
-            "is_own": (rings < self.own).float().expand_as(times).to(device),  # (B, T)
+            "is_own": (where[1] < self.own).float().expand_as(where[0]),  # (B, T)
         }
 
     def state(self):
