@@ -40,9 +40,10 @@ class Symmetry:
     """Where the mirror image of each weight of an agent is, and with what sign."""
 
     def __init__(self, agent, signs):
-        """`signs`: what of observation and action changes its sign, (O + A,) of 1 and -1.
+        """Makes the agent's weights symmetric, and notes how they stay so.
 
-        Raises `UserError` for an agent whose hidden vectors have no two halves.
+        `signs`: what of observation and action changes its sign, (O + A,) of 1 and -1. Raises
+        `UserError` for an agent whose hidden vectors have no two halves.
         """
         settings, rssm, actions = agent.settings, agent.rssm, agent.sizes[1]
         for key in ("hidden_size", "recurrent_size", "latent_groups"):
@@ -63,12 +64,16 @@ class Symmetry:
         self._tie(agent.actor, features, join(action, signed([1] * actions)))  # means, deviations
         for head in (agent.reward, agent.continues, agent.critic):  # the same in the mirror
             self._tie(head, features, None)
-        self.impose()
+        for parameter, mean in zip(self.images, self.mean(self.images, self.images), strict=True):
+            parameter.data.copy_(mean)
         agent.slow_actor.load_state_dict(agent.actor.state_dict())
         agent.slow_critic.load_state_dict(agent.critic.state_dict())
 
     def _tie(self, network, inputs, outputs):
-        """Notes the weights of layers one after the other; None: outputs stay as they are."""
+        """Notes where the images of a network's weights are, layer by layer.
+
+        Its inputs and outputs are mirrored by these; outputs None: they stay as they are.
+        """
         layers = [layer for layer in network.modules() if hasattr(layer, "weight")]
         for layer in layers:
             size = len(layer.weight)
@@ -91,11 +96,6 @@ class Symmetry:
             index, sign = self.images[parameter]
             means.append(value.take(index).mul_(sign).add_(value).div_(2))
         return means
-
-    def impose(self):
-        """Makes all weights symmetric."""
-        for parameter, mean in zip(self.images, self.mean(self.images, self.images), strict=True):
-            parameter.data.copy_(mean)
 
     def check(self):
         """Raises ValueError if the weights are not symmetric (but for rounding)."""

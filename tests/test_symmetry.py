@@ -58,6 +58,8 @@ def test_in_a_mirrored_game_the_action_is_the_mirrored_one_however_much_it_has_l
         for head in (agent.reward, agent.critic):
             one, other = head.mean(head(features))
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+        one, other = agent.continue_logit(features)
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
     assert np.abs(ours).min() > 1e-3  # in each number of its action it does something
 
 
