@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import nn
+from torch.distributions import kl_divergence
 
 import checkpoint
 import utils
@@ -104,10 +105,8 @@ class Dreamer(nn.Module):
 
     def _make_optimizer(self):
         """Returns Adam over the three parts; their rates are tensors, so that a GPU reads them."""
-        groups = [
-            {"params": parameters, "lr": torch.zeros((), device=self.device)}
-            for parameters in self.parts.values()
-        ]
+        zero = torch.zeros((), device=self.device)
+        groups = [{"params": part, "lr": zero.clone()} for part in self.parts.values()]
         return torch.optim.Adam(groups, fused=True, capturable=self.device.type == "cuda")
 
     # ------------------------------------------------------------------------ playing
@@ -267,10 +266,8 @@ class Dreamer(nn.Module):
             "kl_dynamics": self.rssm.prior.divergence(posterior.detach(), prior),
             "kl_representation": self.rssm.prior.divergence(posterior, prior.detach()),
         }
-        weights = {
+        weights = {  # of the others: 1
             "reconstruction": settings.reconstruction_weight,
-            "reward": 1.0,
-            "continue": 1.0,
             "kl_dynamics": settings.beta_dynamics,
             "kl_representation": settings.beta_representation,
         }
@@ -282,7 +279,7 @@ class Dreamer(nn.Module):
         for name in ("kl_dynamics", "kl_representation"):
             losses[name] = losses[name].clamp(min=settings.free_nats)
         assert all(loss.shape == keep.shape for loss in losses.values())  # (B, T)
-        loss = sum(weights[name] * loss.mean() for name, loss in losses.items())
+        loss = sum(weights.get(name, 1.0) * loss.mean() for name, loss in losses.items())
         metrics["world_model/loss"] = loss.detach()
         return [part.detach() for part in (h, z, o)], loss, metrics
 
@@ -383,6 +380,9 @@ class Dreamer(nn.Module):
         objective = returns / scale
         if not through_dynamics:
             objective = policy.log_prob(sample.detach()) * (returns - values) / scale
+        if settings.beta_actor > 0:  # stays near what is played: the critic knows nothing else
+            played = self.slow_actor(states[:-1].detach())  # PPO-EWMA (Hilton et al., 2110.00641)
+            objective = objective - settings.beta_actor * kl_divergence(policy, played)
         assert objective.shape == entropy.shape == weights.shape, objective.shape  # (H, N)
         loss = -(weights * (objective + settings.entropy * entropy)).mean()
         for switch in set(settings.switches):
