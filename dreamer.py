@@ -266,7 +266,7 @@ class Dreamer(nn.Module):
             "kl_dynamics": self.rssm.prior.divergence(posterior.detach(), prior),
             "kl_representation": self.rssm.prior.divergence(posterior, prior.detach()),
         }
-        weights = {  # of the others: 1
+        weights = {  # the others weigh 1
             "reconstruction": settings.reconstruction_weight,
             "kl_dynamics": settings.beta_dynamics,
             "kl_representation": settings.beta_representation,
@@ -380,8 +380,8 @@ class Dreamer(nn.Module):
         objective = returns / scale
         if not through_dynamics:
             objective = policy.log_prob(sample.detach()) * (returns - values) / scale
-        if settings.beta_actor > 0:  # stays near what is played: the critic knows nothing else
-            played = self.slow_actor(states[:-1].detach())  # PPO-EWMA (Hilton et al., 2110.00641)
+        if settings.beta_actor > 0:  # the critic knows no other policy than the one that plays
+            played = self.slow_actor(states[:-1].detach())  # PPO-EWMA, arXiv 2110.00641
             objective = objective - settings.beta_actor * kl_divergence(policy, played)
         assert objective.shape == entropy.shape == weights.shape, objective.shape  # (H, N)
         loss = -(weights * (objective + settings.entropy * entropy)).mean()

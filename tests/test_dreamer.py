@@ -502,6 +502,7 @@ def test_a_step_never_waits_for_its_device(
         actor_gradient=actor_gradient,
         latent=latent,
         scalar=scalar,
+        beta_actor=0.1,
         critic_replay=1,
         horizon=2,
         imagination_starts=7,
