@@ -26,7 +26,6 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import nn
-from torch.distributions import kl_divergence
 
 import checkpoint
 import utils
@@ -380,9 +379,6 @@ class Dreamer(nn.Module):
         objective = returns / scale
         if not through_dynamics:
             objective = policy.log_prob(sample.detach()) * (returns - values) / scale
-        if settings.beta_actor > 0:  # the critic knows no other policy than the one that plays
-            played = self.slow_actor(states[:-1].detach())  # PPO-EWMA, arXiv 2110.00641
-            objective = objective - settings.beta_actor * kl_divergence(policy, played)
         assert objective.shape == entropy.shape == weights.shape, objective.shape  # (H, N)
         loss = -(weights * (objective + settings.entropy * entropy)).mean()
         for switch in set(settings.switches):

@@ -3,8 +3,8 @@
     python benchmarks/model_free.py td3 --minutes 30 [--seed 0] [hockey.reward=sparse ...]
     python evaluate.py --compare metrics/td3_seed0.csv metrics/hockey.csv
 
-View, frame skip, reward, threads and evaluations are those of hockey.yml and the keys given; the
-opponents are both bots in turn, game by game; hyperparameters are the library's own. The CSV has
+View, frame skip, reward, discount, threads and evaluations are those of hockey.yml and the keys
+given; the opponents are both bots in turn, game by game; all else is the library's own. The CSV has
 the columns of `main.py`. To install: pip install --no-deps stable-baselines3 cloudpickle.
 
 Exit status: 0 it is done, 2 something to mend (one sentence says what).
@@ -77,7 +77,8 @@ def train(options, kind, noise):
     use_threads(config.threads)
     seed_everything(config.seed)
     games = HockeyWrapper(config.hockey, BothBots(config.seed))
-    agent = kind("MlpPolicy", games, seed=config.seed, device="cpu", **noise)
+    shared = {"gamma": config.dreamer.discount, "seed": config.seed, "device": "cpu"}
+    agent = kind("MlpPolicy", games, **shared, **noise)
     log = Metrics(options.out or f"metrics/{options.algorithm}_seed{config.seed}.csv")
     began, evaluating, due = time.time(), 0.0, MINUTES
 

@@ -320,34 +320,6 @@ def test_states_at_the_end_of_a_game_count_for_nothing(make_agent, actor_gradien
 
 
 @GRADIENTS
-def test_beta_actor_holds_the_actor_near_the_slow_one(make_agent, actor_gradient):
-    settings = {"actor_gradient": actor_gradient, "switches": [], "horizon": 1}
-    agent, state = prepared(make_agent, **settings)
-
-    def found(beta):
-        agent.settings.beta_actor = beta
-        loss, _, gradients, _ = imagined_losses(agent, state, torch.ones(20))
-        return loss, gradients[0]
-
-    agent.slow_actor.load_state_dict(agent.actor.state_dict())
-    (usual, gradient), (same, as_usual) = found(0.0), found(0.3)
-    assert same == pytest.approx(usual, abs=1e-6)
-    assert torch.allclose(as_usual, gradient, atol=1e-6) and gradient.abs().max() > 1e-4
-    agent.slow_actor.layers[-1].bias.data += torch.randn(8)
-    one, two = (actor(torch.cat(state, -1)).base_dist for actor in (agent.actor, agent.slow_actor))
-    variances, shift = (one.scale / two.scale).square(), (one.loc - two.loc) / two.scale
-    distance = (variances - variances.log() - 1 + shift.square()).sum(-1).mean().item() / 2
-    loss, gradient = found(10.0)
-    assert loss - usual == pytest.approx(10 * distance, rel=1e-4) and distance > 0.1
-    with torch.no_grad():  # downhill is towards the slow actor
-        for parameter in agent.actor.parameters():
-            step, gradient = gradient.split([parameter.numel(), len(gradient) - parameter.numel()])
-            parameter -= 1e-4 * step.view_as(parameter)
-    now = torch.distributions.kl_divergence(agent.actor(torch.cat(state, -1)).base_dist, two)
-    assert now.sum(-1).mean().item() < distance
-
-
-@GRADIENTS
 def test_imagination_after_a_predicted_end_weighs_nothing(make_agent, actor_gradient):
     agent, state = prepared(make_agent, actor_gradient=actor_gradient, switches=[])
     agent.return_scale.fill_(0.0)
@@ -502,7 +474,6 @@ def test_a_step_never_waits_for_its_device(
         actor_gradient=actor_gradient,
         latent=latent,
         scalar=scalar,
-        beta_actor=0.1,
         critic_replay=1,
         horizon=2,
         imagination_starts=7,
