@@ -1,5 +1,6 @@
 """Who stands on the other side: names, frame skip and memory of agents, shares of the pool."""
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from conftest import make_config
 
 import checkpoint
 import main
-from config import find_config
+from config import find_config, load_config
 from dreamer import Dreamer
 from environments import make_environments
 from hockey_env import BasicOpponent
@@ -434,6 +435,15 @@ def test_find_agent(tmp_path, monkeypatch):
     assert find_agent("run") == Path("checkpoints/run/best.safetensors")
     with pytest.raises(UserError, match="'chmpion'.*checkpoints/ has champion, .*run"):
         find_agent("chmpion")
+
+
+def test_the_opponents_of_champion_yml_are_shipped_and_differ(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = load_config("champion.yml", []).opponents.files
+    actions = [load(name, 3).act(observations(3)) for name in files]
+    assert all(np.isfinite(action).all() for action in actions)
+    pairs = itertools.combinations(actions, 2)
+    assert len(files) == 5 and not any(np.allclose(*pair) for pair in pairs)
 
 
 def test_names_are_looked_up_here_then_beside_the_code(tmp_path, monkeypatch):
