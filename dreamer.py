@@ -104,8 +104,10 @@ class Dreamer(nn.Module):
 
     def _make_optimizer(self):
         """Returns Adam over the three parts; their rates are tensors, so that a GPU reads them."""
-        zero = torch.zeros((), device=self.device)
-        groups = [{"params": part, "lr": zero.clone()} for part in self.parts.values()]
+        groups = [
+            {"params": parameters, "lr": torch.zeros((), device=self.device)}
+            for parameters in self.parts.values()
+        ]
         return torch.optim.Adam(groups, fused=True, capturable=self.device.type == "cuda")
 
     # ------------------------------------------------------------------------ playing
@@ -265,8 +267,10 @@ class Dreamer(nn.Module):
             "kl_dynamics": self.rssm.prior.divergence(posterior.detach(), prior),
             "kl_representation": self.rssm.prior.divergence(posterior, prior.detach()),
         }
-        weights = {  # the others weigh 1
+        weights = {
             "reconstruction": settings.reconstruction_weight,
+            "reward": 1.0,
+            "continue": 1.0,
             "kl_dynamics": settings.beta_dynamics,
             "kl_representation": settings.beta_representation,
         }
@@ -278,7 +282,7 @@ class Dreamer(nn.Module):
         for name in ("kl_dynamics", "kl_representation"):
             losses[name] = losses[name].clamp(min=settings.free_nats)
         assert all(loss.shape == keep.shape for loss in losses.values())  # (B, T)
-        loss = sum(weights.get(name, 1.0) * loss.mean() for name, loss in losses.items())
+        loss = sum(weights[name] * loss.mean() for name, loss in losses.items())
         metrics["world_model/loss"] = loss.detach()
         return [part.detach() for part in (h, z, o)], loss, metrics
 
