@@ -134,7 +134,7 @@ def evaluate(agent, config, pool, stop):
     """Returns an evaluation's metrics, the score by which the best is kept, and what to show.
 
     In hockey, where the agent decides every frame as in any match, the score is the worst case: the
-    lowest win rate against a bot or standing against a former self. Elsewhere it is the mean
+    lowest win rate against a bot or standing against any other. Elsewhere it is the mean
     return. Raises `Stopped` once `stop` is requested.
     """
     games, seed = config.evaluation_games, agent.gradient_steps

@@ -39,7 +39,7 @@ class Game:
 
 
 def record_games(agent, opponent, count, seed):
-    """Plays so many games side by side, as an evaluation does; returns a list of `Game`."""
+    """Plays so many games side by side, deciding as in training; returns a list of `Game`."""
     settings = agent.config.hockey
     table = HockeyGames(settings, count, lambda: opponent, training=False)
     table.reward_kind = settings.reward  # what the agent has learned to predict

@@ -1,7 +1,7 @@
 """The league: everybody against everybody, rated as the tournament does, printed and drawn.
 
-Bots and agents play on equal terms: each is asked for every frame of the built-in game and holds
-its action for its own frame skip.
+Bots and agents play on equal terms: each is asked in every frame of the built-in game, and agents
+decide in each.
 """
 
 import html
