@@ -48,6 +48,8 @@ def write_atomically(path, write, previous=None):
     Raises `UserError` if the disk, the folder or the file refuses.
     """
     path = Path(path)
+    if not path.name:
+        raise UserError(f"{path} is no file name.")
     temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +98,8 @@ def hold(path, what):
 
     `UserError` on `what` if another process has it. Where files can't be locked, nothing happens.
     """
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    with explained(f"{path} can't be opened", OSError):
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if "fcntl" in globals():
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -130,16 +133,18 @@ def save(path, tensors, previous=None, **metadata):
 def load(path):
     """Returns tensors (name -> tensor) and metadata as saved; `UserError` if one bit is not so."""
     try:
+        open(path, "rb").close()  # safetensors tells no reasons
         with safe_open(path, "pt") as file:
             texts = file.metadata() or {}
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
         if texts.pop("checksum", None) != checksum(tensors, texts):
             raise ValueError("its checksum does not fit its contents")
         return tensors, {key: json.loads(text) for key, text in texts.items()}
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise UserError(f"{path} can't be read: {error.strerror}.") from error
     except (OSError, SafetensorError, TypeError, ValueError) as error:
-        gone = isinstance(error, FileNotFoundError)
-        reason = "there is no such file" if gone else f"it is damaged: {one_line(error)[:200]}"
-        raise UserError(f"{path} can't be read: {reason}.") from None
+        reason = one_line(error)[:200]
+        raise UserError(f"{path} can't be read: it is damaged: {reason}.") from None
 
 
 class RunFiles:
@@ -153,7 +158,8 @@ class RunFiles:
 
     def claim(self, resume, overwrite):
         """Returns whether the run starts from nothing; it is this process's now, or `UserError`."""
-        for folder in (self.folder.parent, self.csv.parent, self.page.parent):
+        own = [self.folder] if self.folder.exists() else []
+        for folder in (self.folder.parent, self.csv.parent, self.page.parent, *own):
             check_writable(folder)
         lock = hold(self.folder.parent / f".{self.run}.lock", f"The run '{self.run}'")
         self.release = weakref.finalize(self, os.close, lock)
@@ -190,6 +196,8 @@ class RunFiles:
             try:
                 tensors, metadata = load(path)
             except UserError as error:
+                if isinstance(error.__cause__, PermissionError):
+                    raise
                 complaints.append(str(error))
                 continue
             if complaints:
@@ -233,8 +241,10 @@ class Metrics:
         found = []
         for key, values in self.pending.items():
             wrong = (~_stacked(values).isfinite()).nonzero()
-            if len(wrong):  # there is one value per gradient step, the last one is of this step
-                found.append((gradient_step + 1 - len(values) + int(wrong[0]), key))
+            if len(wrong):
+                of_each_step = key.startswith(("world_model/", "behavior/"))  # the last: of this
+                later = len(values) - 1 - int(wrong[0]) if of_each_step else 0
+                found.append((gradient_step - later, key))
         if found:
             step, key = min(found)
             check_finite({key: torch.nan}, f"at gradient step {step}")

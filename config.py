@@ -36,7 +36,10 @@ def load_config(name, overrides=()):
     rules = {key: rule_of(text, comment) for key, (text, comment) in read_yaml(COMPLETE).items()}
     files = [find_config(name)]
     while base := read_yaml(files[-1]).get("base"):
-        files.append(find_config(base[0], files[-1].parent))
+        if isinstance(base[0], list):
+            raise UserError(f"{files[-1]}: base must be one value: {base[0]}.")
+        with explained(f"{files[-1]}: base", UserError):
+            files.append(find_config(base[0], files[-1].parent))
         if files[-1] in files[:-1]:
             raise UserError(f"{files[-2]}: base: {base[0]} leads in a circle.")
     flat = {}
@@ -52,8 +55,9 @@ def load_config(name, overrides=()):
             text = plain(yaml.compose(text, LOADER)) if text else ""
         flat[key] = convert(key, text, rules, "the command line")
     run = flat["run"]
-    if not run or set(run) & set('/\\:*?"<>|') or run[0] == "." or len(run.encode()) > 200:
-        raise UserError(f"run must be a plain file name of at most 200 bytes, not '{run}'.")
+    is_plain = run.isprintable() and run == run.strip() and not set(run) & set('/\\:*?"<>|')
+    if not run or not is_plain or run[0] in ".-" or len(run.encode()) > 200:
+        raise UserError(f"run must be a plain file name of at most 200 bytes, not {run!r}.")
     if flat["dreamer.critic_imagination"] == flat["dreamer.critic_replay"] == 0:
         raise UserError("dreamer.critic_imagination and dreamer.critic_replay must not both be 0.")
     tree = {}
@@ -139,7 +143,7 @@ def convert_one(where, text, kind, allowed):
     """Returns a text as a `kind` that is allowed: from low to high, or one of these words."""
     if kind is str and allowed and text not in allowed:
         raise UserError(f"{where} must be one of {', '.join(allowed)}, not '{text}'.")
-    if "${" in text or text == "???":  # OmegaConf would look for something else there
+    if "${" in text or text in ("???", "{...}"):  # OmegaConf would look for something else there
         raise UserError(f"{where} must be written out, not '{text}'.")
     if kind is str:
         return text
@@ -152,9 +156,9 @@ def convert_one(where, text, kind, allowed):
         raise UserError(f"{where} must be {words[kind]}, not '{text}'.") from None
     if kind is not bool:
         low, high = allowed
-        if not low <= value <= (1e300 if high is None else high):  # neither NaN nor infinite
-            bounds = f"at least {low}" if high is None else f"from {low} to {high}"
-            raise UserError(f"{where} must be {bounds}, not {text}.")
+        high = (10**9 if kind is int else 1e30) if high is None else high
+        if not low <= value <= high:  # neither NaN nor infinite
+            raise UserError(f"{where} must be from {low} to {high}, not {text}.")
     return value
 
 
@@ -166,8 +170,3 @@ def changes(before, after, prefix=""):
             yield from changes(old, new, f"{prefix}{key}.")
         elif old != new and key not in ("resume", "overwrite"):
             yield f"{prefix}{key}", old, new
-
-
-def print_changes(before, after):
-    for key, old, new in changes(before, after):
-        print(f"{key}: {old} -> {new}")

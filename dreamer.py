@@ -91,7 +91,11 @@ class Dreamer(nn.Module):
         world_model = nn.ModuleList([self.encoder, self.rssm, self.reward, self.continues])
         self.parts = {"world_model": world_model, "actor": self.actor, "critic": self.critic}
         self.parts = {name: list(part.parameters()) for name, part in self.parts.items()}
-        self.optimizer = self._make_optimizer()
+        groups = [  # rates are tensors, so that a GPU reads them
+            {"params": parameters, "lr": torch.zeros((), device=self.device)}
+            for parameters in self.parts.values()
+        ]
+        self.optimizer = torch.optim.Adam(groups, fused=True, capturable=self.device.type == "cuda")
         for name in ("learn_world", "learn_behavior", "move"):
             setattr(self, name, recorded(getattr(self, name), self.device))
         is_auto = settings.precision == "auto" and multiplies_bfloat16(self.device)
@@ -101,14 +105,6 @@ class Dreamer(nn.Module):
         self.gradient_steps = 0
         self.seen = None  # the last batch and the posterior states of its rows
         self.memory = None  # (h, z, o, last action) of each game that is being played
-
-    def _make_optimizer(self):
-        """Returns Adam over the three parts; their rates are tensors, so that a GPU reads them."""
-        groups = [
-            {"params": parameters, "lr": torch.zeros((), device=self.device)}
-            for parameters in self.parts.values()
-        ]
-        return torch.optim.Adam(groups, fused=True, capturable=self.device.type == "cuda")
 
     # ------------------------------------------------------------------------ playing
 

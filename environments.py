@@ -1,5 +1,6 @@
 """The worlds an agent is trained in, hockey or any Gymnasium id, and how it plays there."""
 
+import importlib
 import sys
 import warnings
 from functools import partial
@@ -12,6 +13,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
+from omegaconf import OmegaConf
 
 from halls import HockeyHalls
 from hockey_wrapper import HockeyGames
@@ -36,6 +38,10 @@ def make_environments(config, count, pool=None, render_mode=None):
     if "" not in sys.path:
         sys.path.append("")  # modules in the current folder, wherever the code is
     with warnings.catch_warnings(action="ignore", category=UserWarning), blamed(who):
+        if is_class:  # a saved agent names its world: nothing else is called for it
+            found = getattr(importlib.import_module(module), name)
+            if not (isinstance(found, type) and issubclass(found, gymnasium.Env)):
+                raise UserError(f"{who} is no class of gymnasium.Env.")
         environments = gymnasium.make_vec(
             EnvSpec(name, config.environment) if is_class else config.environment,
             count,
@@ -94,6 +100,22 @@ class Worlds(RecordEpisodeStatistics):
         observations = self.checked("observation", observations)
         return observations, self.checked("reward", rewards), *rest
 
+    def render(self):
+        """Returns pictures (H, W, 3) of each. Raises `UserError` with the name."""
+        with blamed(f"{self.name} (render)"):
+            pictures = super().render()
+        for picture in pictures:
+            if np.ndim(picture) != 3:
+                raise UserError(f"{self.name} (render) gave no picture (H, W, 3).")
+        return pictures
+
+    def close(self, **options):
+        """Ends them. What fails in that harms nothing any more: it is said."""
+        try:
+            super().close(**options)
+        except Exception as error:
+            warn(f"{self.name} (close) failed: {one_line(error)}")
+
     def checked(self, name, numbers):
         """Returns the numbers as float32, images as they are; `UserError` if one is too large."""
         if numbers.dtype == np.uint8:
@@ -108,7 +130,7 @@ class Worlds(RecordEpisodeStatistics):
 
 def keywords(config, render_mode=None):
     """Returns what `gymnasium.make` gets beside the id. Raises `UserError` for no key=value."""
-    found = {"render_mode": render_mode} if render_mode else {}
+    found = {}
     for text in config.environment_kwargs:
         key, equals, value = text.partition("=")
         try:
@@ -119,10 +141,10 @@ def keywords(config, render_mode=None):
             raise UserError(f"environment_kwargs: '{text}' must read key=value.") from None
     if config.wrappers.time_limit:
         found["max_episode_steps"] = config.wrappers.time_limit
-    return found
+    return found | ({"render_mode": render_mode} if render_mode else {})
 
 
-def wrap(env, settings, name="environment"):
+def wrap(env, settings, name):
     """Returns the environment in Gymnasium's wrappers, with spaces that an agent can take.
 
     `settings`: `config.wrappers`. Observations are flat or images of bytes (H, W, C), actions
@@ -150,6 +172,21 @@ def wrap(env, settings, name="environment"):
             f" not {one_line(seen)}; wrappers.flatten=true makes one row of numbers of many others."
         )
     return env if isinstance(env.action_space, Discrete) else UnitActions(env, name)
+
+
+def worlds_of(agent, count, render_mode=None):
+    """Returns `count` environments of the kind that the agent was trained in, in one process.
+
+    Raises `UserError` if they are other ones now.
+    """
+    config = OmegaConf.merge(agent.config, {"vectorization": "sync"})
+    worlds = make_environments(config, count, render_mode=render_mode)
+    sizes, discrete = sizes_of(worlds)
+    now, then = (*sizes, discrete), (*agent.sizes, agent.discrete)
+    if now != then:
+        what = "sizes of observation and action, discrete"
+        raise UserError(f"{config.environment} has changed: {what}: {now}; the agent's: {then}.")
+    return worlds
 
 
 def sizes_of(environments):
@@ -207,13 +244,15 @@ class Collector:
         self.is_first = np.ones(count, bool)
         self._store(action, nothing, nothing, info)
         self.is_first = np.zeros(count, bool)
+        # `train_ratio` counts from here, so that a resumed run may have another one
+        self.since = max(self.steps, self.warmup_steps), self.agent.gradient_steps
 
     def is_enough(self):
         """Returns whether `train_ratio` allows the next gradient step, and the replay has rows."""
-        config = self.config
-        earned = (self.steps - self.warmup_steps) * config.train_ratio
+        config, (steps, gradient_steps) = self.config, self.since
+        earned = (self.steps - steps) * config.train_ratio
         batch_rows = config.replay.batch_size * config.replay.batch_length
-        is_earned = earned >= (self.agent.gradient_steps + 1) * batch_rows
+        is_earned = earned >= (self.agent.gradient_steps - gradient_steps) * batch_rows
         return is_earned and self.replay.filled >= config.replay.batch_length
 
     def collect(self):

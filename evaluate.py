@@ -14,7 +14,7 @@ import installed  # noqa: F401  before all others
 import sys
 from functools import partial
 
-from environments import make_environments
+from environments import worlds_of
 from extras import league, plots
 from machine import command, make_ready, parser_of
 from matches import episode_returns, play_match
@@ -29,12 +29,13 @@ def evaluate(options):
         name = agent.config.environment
         if options.against:
             raise UserError(f"{options.player} plays {name}: --against has nobody there.")
-        worlds = make_environments(agent.config, games)
         act = partial(agent.player().act, deterministic=agent.is_deterministic, plan=options.plan)
-        returns = episode_returns(act, worlds, seed)
-        mean, margin = returns.mean(), 1.96 * returns.std() / games**0.5
-        interval = f"[{mean - margin:.1f}, {mean + margin:.1f}]"
-        print(f"{name}: {games} episodes, mean return {mean:.1f} {interval}")
+        returns = episode_returns(act, worlds_of(agent, games), seed)
+        mean, interval = returns.mean(), ""
+        if games > 1:
+            margin = 1.96 * returns.std(ddof=1) / games**0.5
+            interval = f" [{mean - margin:.1f}, {mean + margin:.1f}]"
+        print(f"{name}: {games} episodes, mean return {mean:.1f}{interval}")
         return
     for name in options.against or BOTS[:2]:
         player = load(options.player, games, seed + 1, plan=options.plan)

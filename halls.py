@@ -67,7 +67,7 @@ class HockeyHalls(VectorEnv):
         close_at_exit(self.halls)
 
     def reset(self, *, seed=None, options=None):
-        """Starts all games -> observations (n, 18), info. One seed determines everything."""
+        """Starts all games -> observations (n, 18), info. Seed and cores determine all."""
         observations, info = self.halls.reset(seed=seed)
         return observations.reshape(-1, 18), self._of_games(info)
 

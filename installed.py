@@ -1,4 +1,4 @@
-"""Imported first by main, evaluate and play: what is missing is one sentence, not a traceback."""
+"""Imported first by what is run: what is missing is one sentence, not a traceback."""
 
 import importlib
 import os

@@ -134,7 +134,7 @@ def quiet_console():
     """Lets any console print any name, and hides warnings that a user can do nothing about."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
-    gymnasiums = ("precision lowered", "Overriding environment", "ERROR: R")
+    gymnasiums = ("precision lowered", "Overriding environment", "ERROR: ")
     for text in (*gymnasiums, "Mismatch dtype between input and weight"):  # RMSNorm in bfloat16
         warnings.filterwarnings("ignore", f".*{text}")
 

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 import checkpoint
 import machine
 from buffer import ReplayBuffer
-from config import load_config, print_changes
+from config import changes, load_config
 from dreamer import Dreamer
 from environments import Collector, make_environments, sizes_of
 from extras.film import check_recorder, film_agent
@@ -31,7 +31,7 @@ from extras.tracker import open_tracker
 from hockey_wrapper import MIRROR
 from machine import STOPPED, explained
 from matches import evaluate
-from opponents import OpponentPool, find_agent
+from opponents import OpponentPool, checked_name, find_agent
 from symmetry import Symmetry
 from utils import Every, UserError, check_finite, seed_everything
 
@@ -82,7 +82,7 @@ class Training:
         seed_everything(config.seed)
         machine.use_threads(config.threads)
         machine.keep_freed_memory()
-        self.config, self.files = config, checkpoint.RunFiles(config.run)
+        self.config, self.files = config, checkpoint.RunFiles(checked_name(config.run))
         is_new = self.files.claim(config.resume, config.overwrite)
         device, self.pool = machine.pick_device(config.device), None
         if config.environment == "hockey":
@@ -90,7 +90,8 @@ class Training:
         environments = make_environments(config, config.environments, self.pool)
         environments.reset(seed=config.seed)  # what fails does so before anything is deleted
         sizes, discrete = sizes_of(environments)
-        self.agent = Dreamer(config, *sizes, device, discrete)
+        with explained("dreamer: networks of this size can't be made", RuntimeError):
+            self.agent = Dreamer(config, *sizes, device, discrete)
         own = config.environments  # rings of the replay
         rings = 2 * own if self.pool and config.hockey.both_views else own
         if self.pool and config.hockey.mirror:
@@ -215,8 +216,9 @@ class Training:
         path, tensors, metadata = self.files.load()
         with explained(f"{path} does not fit this run", *checkpoint.MISFITS):
             theirs, ours = OmegaConf.create(dict(metadata["config"])), self.config
-            if theirs.run != ours.run:
-                raise ValueError(f"it is of the run {theirs.run}, not {ours.run}")
+            for key in ("run", "environment"):
+                if theirs[key] != ours[key]:
+                    raise ValueError(f"its {key} is {theirs[key]}, not {ours[key]}")
             self.agent.check_settings(theirs.dreamer)
             self.saved = {key: metadata[key] for key in ("steps", "evaluated")}
             (self.play.steps, gradient_steps), self.evaluated = self.saved.values()
@@ -227,7 +229,8 @@ class Training:
                 self.pool.restore(metadata["pool"])
             self.log.restore(metadata["rows"])
         print(f"resumed from {path} at {gradient_steps} gradient steps")
-        print_changes(theirs, ours)
+        for key, old, new in changes(theirs, ours):
+            print(f"{key}: {old} -> {new}")
         self.go_on()
 
     @contextlib.contextmanager
@@ -261,7 +264,8 @@ class Training:
         is_done = step >= self.config.gradient_steps and step == self.evaluated
         reached = ", ".join(f"{name} {value}" for name, value in latest.items())
         if is_done:
-            then = f"python {'play.py watch' if self.draws else 'evaluate.py'} {self.config.run}"
+            what = "play.py watch" if self.draws else "evaluate.py"
+            then = f'python {what} "{self.files.folder}"'
             print(f"done: {reached or 'nothing new'}; curves: {self.files.page}; next: {then}")
         else:
             print(f"saved; the same command with resume=true goes on ({self.files.folder})")

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 from omegaconf import OmegaConf
 
-from config import load_config
+from config import COMPLETE, load_config
 from environments import make_environments, playable
 from hockey_wrapper import HockeyGames
 from machine import warn
@@ -43,9 +43,9 @@ class Result:
         """Returns the counts as "62/8/30"."""
         return "/".join(map(str, self.counts(chosen)))
 
-    def metrics(self, name=None):
+    def metrics(self, name):
         """Returns shares of wins, draws, losses, and games, for the CSV; `name`: the opponent's."""
-        games, group = len(self.winner), f"evaluation/{name or self.opponent}"
+        games, group = len(self.winner), f"evaluation/{name}"
         outcomes = zip(("wins", "draws", "losses"), self.counts(), strict=True)
         shares = {f"{group}/{outcome}": count / games for outcome, count in outcomes}
         return shares | {f"{group}/games": games}
@@ -102,7 +102,7 @@ def play_match(one, two, games, seed=0):
     They are on equal terms: each is asked for every frame of the built-in game. The same seed means
     the same positions for all pairs.
     """
-    settings = load_config("hockey.yml", ["hockey.frame_skip=1", "hockey.game=built-in"]).hockey
+    settings = load_config(COMPLETE, ["hockey.frame_skip=1", "hockey.game=built-in"]).hockey
     one.reset()  # the other one's games begin at the table
     return play_games(partial(ask, one, games=range(games)), two, games, settings, seed)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from dreamer import Dreamer
 from hockey_env import BasicOpponent
-from machine import blamed, warn
+from machine import blamed, explained, warn
 from utils import UserError
 
 BOTS = ("weak", "strong", "random")
@@ -135,8 +135,9 @@ def own_class(spec):
     Naming a Python file is the user's decision to run it; all other files are data.
     """
     file, _, name = str(spec).rpartition(":")
-    if not Path(file).is_file():
-        raise UserError(f"{spec}: there is no file {file or spec}; own code is path.py:Class.")
+    if not file or not Path(file).is_file():
+        missing = "class named" if Path(spec).is_file() else f"file {file or spec}"
+        raise UserError(f"{spec}: there is no {missing}; own code is path.py:Class.")
     found = getattr(import_file(Path(file).resolve()), name, None)
     if not isinstance(found, type):
         raise UserError(f"{file} has no class '{name}'.")
@@ -153,10 +154,11 @@ def find_agent(name):
     """
     inside = ("best.safetensors", "latest.safetensors")
     named = [path for folder in FOLDERS for path in (folder / f"{name}.safetensors", folder / name)]
-    for path in (Path(name), *named):
-        for file in (path, *(path / each for each in inside)):
-            if file.is_file():
-                return file
+    with explained(f"{name} can't be looked for", PermissionError):
+        for path in (Path(name), *named):
+            for file in (path, *(path / each for each in inside)):
+                if file.is_file():
+                    return file
     saved = {p.stem for folder in FOLDERS for p in folder.glob("*.safetensors")}
     saved |= {p.parent.name for f in FOLDERS for each in inside for p in f.glob(f"*/{each}")}
     known = f"checkpoints/ has {', '.join(sorted(saved))}" if saved else "checkpoints/ has none"
@@ -169,6 +171,16 @@ def find_agent(name):
 def is_code(spec):
     """Says whether it is somebody's own code: "path.py:Class"."""
     return Path(spec).name.partition(":")[0].endswith(".py")
+
+
+def checked_name(run):
+    """Returns the name of a run; raises `UserError` if another player is called so already."""
+    files = (folder / f"{run}.safetensors" for folder in FOLDERS)
+    if run in BOTS or is_code(run) or any(map(Path.exists, files)):
+        raise UserError(
+            f"run: {run} already means a bot, own code or a saved agent in checkpoints/."
+        )
+    return run
 
 
 def find_player(name):
@@ -194,7 +206,7 @@ def called(player):
     path = Path(player)
     if is_code(path):
         return path.name.rpartition(":")[2]
-    return path.parent.name if path.stem in ("best", "latest") else path.stem
+    return path.absolute().parent.name if path.stem in ("best", "latest") else path.stem
 
 
 def load(spec, games=1, seed=0, deterministic=True, device="cpu", plan=False):

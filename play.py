@@ -129,10 +129,10 @@ def main(arguments=None):
     parser = parser_of(__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add_command(name, function, player="agent"):
+    def add_command(name, function, player="agent", what=", a bot, path.py:Class"):
         command = commands.add_parser(name, help=function.__doc__.splitlines()[0])
         command.set_defaults(function=function)
-        command.add_argument(player, help="a path, a name in checkpoints/, a bot, path.py:Class")
+        command.add_argument(player, help=f"a path, a name in checkpoints/{what}")
         command.add_argument("--seed", type=int, default=0, help="of games and bots")
         return command.add_argument
 
@@ -148,7 +148,7 @@ def main(arguments=None):
     add("--server-url", default=os.environ.get("COMPRL_SERVER_URL"))
     add("--server-port", default=os.environ.get("COMPRL_SERVER_PORT"))
     add("--token", default=os.environ.get("COMPRL_ACCESS_TOKEN"))
-    add = add_command("dream", dream)
+    add = add_command("dream", dream, what="")
     add("--against", default="strong", metavar="OPPONENT")
     add("--out", default="plots/dream.html", metavar="PATH")
     add("--games", type=int, default=8)

@@ -8,6 +8,9 @@ The same command again goes on with what is missing, and repeats nothing. Exit s
 are done, 2 something to mend (a sentence says what), 75 stopped: the same command goes on.
 """
 
+import installed  # noqa: F401  before all others
+
+# isort: split
 import functools
 import hashlib
 import itertools
@@ -159,6 +162,9 @@ def main(arguments=None):
     options, stop = parser.parse_intermixed_args(arguments), Stop()
     options.overrides += [text for text in options.seeds if "=" in text]  # they may follow
     options.seeds = [text for text in options.seeds if "=" not in text] or ["0"]
+    for text in [text for text in options.slurm or () if "." in text.partition("=")[0]]:
+        options.slurm.remove(text)  # sbatch has no such options
+        options.overrides.append(text)
     try:
         runs, name = plan(options)
         missing = [run for run in runs if not run.is_done()]

@@ -11,7 +11,7 @@ import numpy as np
 import pygame
 
 from checkpoint import write_atomically
-from environments import make_environments, playable
+from environments import playable, worlds_of
 from hockey_env import BLUE, FPS, GREY, RED, VIEWPORT_H, VIEWPORT_W, WHITE, HockeyEnv
 from machine import explained
 from matches import LONGEST_EPISODE
@@ -90,12 +90,13 @@ class Episodes:
     def __init__(self, agent, games, seed=0):
         """`games`: how many episodes. Raises `UserError` if the world can't draw itself."""
         self.agent, self.games, self.seed = agent.player(), games, seed
-        with contextlib.closing(make_environments(agent.config, 1)) as worlds:
+        with contextlib.closing(worlds_of(agent, 1)) as worlds:
             modes = worlds.metadata.get("render_modes", ())
         if "rgb_array" not in modes:
             raise UserError(f"{agent.config.environment} can't draw itself (rgb_array).")
-        self.worlds = make_environments(agent.config, 1, render_mode="rgb_array")
-        self.fps = self.worlds.metadata.get("render_fps", FPS) / agent.config.wrappers.action_repeat
+        self.worlds = worlds_of(agent, 1, "rgb_array")
+        fps = self.worlds.metadata.get("render_fps") or FPS
+        self.fps = fps / agent.config.wrappers.action_repeat
         self.returns = []
         self.worlds.reset(seed=seed)
         self.size = self.picture().get_size()
@@ -170,12 +171,12 @@ def save_video(match, path, speed=1.0):
     write_atomically(path, film)
 
 
-def film_agent(agent, path, games=3, seed=0):
+def film_agent(agent, path, games=3):
     """Saves a video of so many games against the strong bot; of one episode in other worlds."""
     if agent.config.environment == "hockey":
         player = AgentOpponent(agent, 1, agent.config.run, deterministic=True)
-        match = Match((player, load("strong", seed=seed)), games, seed)
+        match = Match((player, load("strong")), games)
     else:
-        match = Episodes(agent, 1, seed)
+        match = Episodes(agent, 1)
     with contextlib.closing(match):
         save_video(match, path)

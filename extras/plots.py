@@ -104,7 +104,7 @@ def measures(frame):
 
 
 def titled(column):
-    *_, opponent, kind = column.split("/")
+    opponent, _, kind = column.removeprefix("evaluation/").rpartition("/")
     return f"wins against {opponent}" if kind == "wins" else kind
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import checkpoint
-from checkpoint import Metrics, RunFiles, write_atomically
+from checkpoint import Metrics, RunFiles, hold, write_atomically
 from utils import UserError
 
 TENSORS = {
@@ -163,15 +163,30 @@ def test_other_files_are_refused_and_nothing_is_executed(tmp_path):
     Path("text.safetensors").write_text("hello")
     save_file({"a": torch.zeros(2)}, "foreign.safetensors")
     Path("folder.safetensors").mkdir()
-    for name in ("zip", "raw", "empty", "text", "foreign", "folder"):
+    for name in ("zip", "raw", "empty", "text", "foreign"):
         assert "damaged" in refused(f"{name}.safetensors")
-    assert "no such file" in refused("missing.safetensors")
+    assert "Is a directory" in refused("folder.safetensors")
+    assert "No such file" in refused("missing.safetensors")
     assert not mark.exists()
     pickle.loads(Path("raw.safetensors").read_bytes())
     assert mark.exists()  # the payload was a live one
 
 
 # ---------------------------------------------------------------------------- a run's files
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_a_damaged_one(monkeypatch):
+    files = RunFiles("mine")
+    for path in (files.newest, files.previous):
+        checkpoint.save(path, {"a": torch.zeros(2)})
+
+    def refuse(path, mode):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(checkpoint, "open", refuse, raising=False)
+    with pytest.raises(UserError, match="state.safetensors can't be read: Permission denied"):
+        files.load()
+    assert files.newest.exists()
 
 
 def test_the_name_of_a_run_belongs_to_it():
@@ -262,9 +277,23 @@ def test_a_metric_that_is_not_finite_stops_after_the_csv_is_written(tmp_path):
 def test_the_first_metric_that_went_wrong_is_named_with_its_step(tmp_path):
     metrics, bad = Metrics(tmp_path / "run.csv"), float("nan")
     for norm, loss in ((1.0, 1.0), (1.0, float("inf")), (bad, bad)):
-        metrics.add({"norm": norm, "loss": torch.tensor(loss)})
+        metrics.add({"behavior/norm": norm, "world_model/loss": torch.tensor(loss)})
     with pytest.raises(UserError, match="loss is not finite at gradient step 99"):
         metrics.check(100)
+
+
+def test_what_has_no_value_at_each_step_is_said_of_the_step_that_noticed(tmp_path):
+    metrics = Metrics(tmp_path / "run.csv")
+    metrics.add({"train/episode_return": float("inf")})
+    for _ in range(300):
+        metrics.add({"train/episode_return": 1.0})
+    with pytest.raises(UserError, match="episode_return is not finite at gradient step 100"):
+        metrics.check(100)
+
+
+def test_a_lock_that_can_not_be_opened_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="can't be opened"):
+        hold(tmp_path, "The run")  # a folder
 
 
 def test_metrics_go_on_from_the_rows_of_a_checkpoint(tmp_path):

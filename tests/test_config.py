@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 import config as config_module
-from config import COMPLETE, CONFIGS, convert, load_config, print_changes, read_yaml, rule_of
+from config import COMPLETE, CONFIGS, changes, convert, load_config, read_yaml, rule_of
 from utils import UserError
 
 RULES = {key: rule_of(text, comment) for key, (text, comment) in read_yaml(COMPLETE).items()}
@@ -178,8 +178,11 @@ def test_an_override_means_what_it_says(override, key, value):
 
 
 def test_a_whole_number_is_never_rounded():
-    number = 2**60 + 1
+    number = 10**9 - 1
     assert load_config("hockey", [f"gradient_steps={number}"]).gradient_steps == number
+    message = refusal("hockey.yml", [f"gradient_steps={2**60 + 1}"])
+    assert message.endswith(f"must be from 1 to 1000000000, not {2**60 + 1}.")
+    assert "from 1e-06 to 1e+30" in refusal("hockey.yml", ["train_ratio=1e31"])
 
 
 @pytest.mark.parametrize(
@@ -198,9 +201,14 @@ def test_a_whole_number_is_never_rounded():
         ("seed=${nothing}", "written out"),
         ("run=${seed}", "written out"),
         ("run=???", "written out"),
+        ("run=#1", "written out"),
+        ("init=a: b", "written out"),
         ("run=a/b", "plain file name"),
         ("run=..", "plain file name"),
         ("run=''", "plain file name"),
+        ("run=-x", "plain file name"),
+        ("run='a '", "plain file name"),
+        ('run="a\\0b"', "plain file name"),
         ("run=" + 201 * "a", "200 bytes"),
         ("dreamer.std_min=2", "std_min"),
         ("opponents.random=0.1", "opponents.random"),
@@ -221,7 +229,19 @@ def test_a_critic_that_learns_from_nothing_is_refused():
 
 
 @pytest.mark.parametrize(
-    "text", ["[1, 2]", "word", "a: [", "a: 1\na: 2", "\x00", "", "5: 3", "dreamer: 5", "dreamer:"]
+    "text",
+    [
+        "[1, 2]",
+        "word",
+        "a: [",
+        "a: 1\na: 2",
+        "\x00",
+        "",
+        "5: 3",
+        "dreamer: 5",
+        "dreamer:",
+        "base: [a]",
+    ],
 )
 def test_files_that_are_no_config_are_refused_in_one_line(tmp_path, text):
     assert "mine.yml" in refusal(written(tmp_path, text))
@@ -289,10 +309,8 @@ def test_a_rule_changes_with_the_complete_file(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------- changes
 
 
-def test_what_changed_is_printed_key_by_key(capsys):
+def test_what_changed_is_found_key_by_key():
     before = {"seed": 1, "a": {"b": 2, "c": [1, 2]}, "resume": False, "gone": 1}
     after = {"seed": 1, "a": {"b": 3, "c": [1, 3]}, "resume": True, "new": math.pi}
-    print_changes(before, after)
-    lines = capsys.readouterr().out.splitlines()
-    expected = ["a.b: 2 -> 3", "a.c: [1, 2] -> [1, 3]", "gone: 1 -> nothing"]
-    assert lines == [*expected, f"new: nothing -> {math.pi}"]
+    expected = [("a.b", 2, 3), ("a.c", [1, 2], [1, 3]), ("gone", 1, "nothing")]
+    assert list(changes(before, after)) == [*expected, ("new", "nothing", math.pi)]

@@ -633,7 +633,7 @@ def refused(path):
 
 def test_files_that_are_no_agent_are_refused_in_one_line(make_agent, tmp_path):
     path = tmp_path / "agent.safetensors"
-    assert "no such file" in refused(path)
+    assert "No such file" in refused(path)
     refused(tmp_path)
     make_agent().save(path)
     whole = path.read_bytes()

@@ -111,7 +111,7 @@ def test_a_strict_environment_trains_and_is_closed_and_its_agent_is_evaluated(ca
     assert capsys.readouterr().out == "Strict-v0: 3 episodes, mean return 5.0 [5.0, 5.0]\n"
     monkeypatch.setattr(evaluate, "episode_returns", lambda *_: np.array([0.0, 2.0, 4.0]))
     assert evaluate.main([agent, "--games", "3"]) == 0
-    assert "mean return 2.0 [0.2, 3.8]\n" in capsys.readouterr().out  # 1.96 * sqrt(8/3) / sqrt(3)
+    assert "mean return 2.0 [-0.3, 4.3]\n" in capsys.readouterr().out  # 1.96 * sqrt(4) / sqrt(3)
     assert evaluate.main([agent, "--against", "weak"]) == 2
     assert "--against has nobody there" in capsys.readouterr().err
 

@@ -34,6 +34,13 @@ def test_the_command_line_prints_one_line_per_opponent(saved, monkeypatch, capsy
     assert "weak: 4 games" in capsys.readouterr().out
 
 
+def test_a_config_of_the_users_changes_no_match(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hockey.yml").write_text("base: pendulum.yml")
+    assert main(["weak", "--against", "random", "--games", "2"]) == 0
+    assert "random: 2 games" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [

@@ -115,6 +115,12 @@ def test_a_short_run_is_evaluated_at_its_last_step():
     assert Dreamer.load(STATE.with_name("best.safetensors")).gradient_steps == 2
 
 
+@pytest.mark.parametrize("name", ["weak", "mine.py", "former2"])
+def test_a_run_has_a_name_that_no_other_player_has(name, capsys):
+    assert main.command_line(arguments(run=name)) == 2
+    assert f"run: {name} already means" in capsys.readouterr().err
+
+
 def test_the_progress_bar_does_not_fill_a_log_file(capsys):
     rare = {"evaluate_every": 1000, "opponents__snapshot_every": 1000, "save_every": 1000}
     train(**rare, gradient_steps=10, log_every=10, evaluation_games=1)
@@ -124,12 +130,12 @@ def test_the_progress_bar_does_not_fill_a_log_file(capsys):
 @pytest.mark.parametrize(("train_ratio", "both_views"), [(2, False), (40, True)])
 def test_the_train_ratio_is_kept(train_ratio, both_views):
     overrides = SHORT | {"hockey__both_views": both_views, "gradient_steps": 7}
-    table = train(train_ratio=train_ratio, log_every=1, **overrides)
+    table = train(train_ratio=train_ratio, log_every=1, save_every=100, **overrides)
     batch_rows, warmup_steps = 16, 60 if both_views else 120  # with both views, two rows a step
     for row in table[:-1].itertuples():  # what the next step needs was collected during this one
         earned = (row.environment_steps - warmup_steps) * train_ratio
-        assert earned >= (row.gradient_steps + 1) * batch_rows
-        assert earned - 4 * train_ratio < (row.gradient_steps + 1) * batch_rows
+        assert earned >= row.gradient_steps * batch_rows
+        assert earned - 4 * train_ratio < row.gradient_steps * batch_rows
 
 
 def test_one_seed_gives_the_same_numbers_and_another_does_not():

@@ -30,7 +30,7 @@ def test_counts_and_rates_by_hand():
     assert result.counts() == (4, 2, 2) and result.win_rate() == 0.5
     assert result.counts(result.we_started) == (3, 1, 0)
     expected = {"wins": 0.5, "draws": 0.25, "losses": 0.25, "games": 8}
-    assert result.metrics() == {f"evaluation/strong/{k}": v for k, v in expected.items()}
+    assert result.metrics("strong") == {f"evaluation/strong/{k}": v for k, v in expected.items()}
     assert list(result.metrics("oldest"))[0] == "evaluation/oldest/wins"
     low, high = wilson_interval(0.5, 8)
     text = str(result)

@@ -474,3 +474,4 @@ def test_players_are_bots_or_files(saved):
     assert find_player(saved("mine")) == saved("mine")
     assert called("weak") == "weak" and called(saved("mine")) == "mine"
     assert called(Path("checkpoints/run/best.safetensors")) == "run"
+    assert called("best.safetensors") == Path.cwd().name

@@ -132,7 +132,7 @@ def test_the_example_of_the_readme_plays():
     "spec, expected",
     [
         ("gone.py:MyBot", "gone.py:MyBot: there is no file gone.py; own code is path.py:Class"),
-        ("mine.py", "mine.py: there is no file mine.py; own code is path.py:Class"),
+        ("mine.py", "mine.py: there is no class named; own code is path.py:Class"),
         ("mine.py:Other", "mine.py has no class 'Other'"),
         ("mine.py:neighbour", "mine.py has no class 'neighbour'"),
     ],

@@ -274,6 +274,15 @@ def test_a_resume_that_forgets_a_counter_is_noticed(uninterrupted, half, tmp_pat
 # ---------------------------------------------------------------------------- rows
 
 
+def test_a_resumed_run_may_have_another_train_ratio():
+    run(gradient_steps=4, train_ratio=1)  # 16 replayed rows a step, for 16 of the agent's own
+    for train_ratio, collected in ((4, 4), (0.5, 32)):
+        before = checkpoint.load(STATE)[1]["steps"]
+        run(resume="true", gradient_steps=before[1] + 3, train_ratio=train_ratio)
+        after = checkpoint.load(STATE)[1]["steps"]
+        assert after[0] - before[0] == pytest.approx(3 * collected, abs=4)
+
+
 def test_the_replay_goes_on_where_the_checkpoint_ends():
     run(crash_after=80)
     before, metadata = checkpoint.load(STATE)

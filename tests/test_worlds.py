@@ -16,6 +16,8 @@ import pytest
 import torch
 from conftest import make_batch, make_config
 from gymnasium import spaces
+from gymnasium.envs.classic_control import CartPoleEnv
+from omegaconf import OmegaConf
 from tiny import STATE, numbers, outcome, quicken, run, tiny_config
 from torch.distributions import Categorical
 
@@ -425,11 +427,58 @@ def test_an_environment_that_draws_nothing_is_refused_at_the_start():
         run(**LIGHTS, videos="true")
 
 
+class Broken(CartPoleEnv):
+    picture = None
+
+    def render(self):
+        if isinstance(self.picture, Exception):
+            raise self.picture
+        return self.picture
+
+    def close(self):
+        raise RuntimeError("not now")
+
+
+@pytest.mark.parametrize(
+    ("picture", "word"), [(KeyError("no font"), "failed: KeyError"), (None, "gave no picture")]
+)
+def test_a_picture_that_fails_is_one_sentence(picture, word, monkeypatch, capsys):
+    monkeypatch.setattr(Broken, "picture", picture)
+    keys = CARTPOLE | {"environment": "test_worlds:Broken", "gradient_steps": 6}
+    with pytest.raises(UserError, match=rf"Broken \(render\) {word}.* saved up to gradient step 4"):
+        run(**keys, videos="true")
+    assert "test_worlds:Broken (close) failed: not now" in capsys.readouterr().err
+    run(**keys, resume="true")  # who can't close has trained all the same
+    assert checkpoint.load(STATE)[1]["steps"][1] == 6
+
+
+def test_an_agent_whose_world_has_changed_is_one_sentence(capsys):
+    run(**LIGHTS, gradient_steps=1, evaluate_every=1)
+    agent = Dreamer.load(STATE.with_name("latest.safetensors"))
+    agent.config.environment_kwargs = ["height=9"]
+    agent.save("changed.safetensors")
+    assert measure(["changed.safetensors"]) == play.main(["watch", "changed.safetensors"]) == 2
+    assert capsys.readouterr().err.count("has changed: ") == 2
+    with pytest.raises(UserError, match="its environment is .*Lights-v0, not CartPole-v1"):
+        run(**CARTPOLE | {"resume": "true"})
+
+
+def test_an_agent_calls_nothing_but_environments(capsys):
+    agent = Dreamer(tiny_config(config="cartpole.yml"), 4, 2, discrete=True)
+    agent.config = OmegaConf.merge(
+        agent.config, {"environment": "os:mkdir", "environment_kwargs": ["path=made"]}
+    )
+    agent.save("theirs.safetensors")
+    assert measure(["theirs.safetensors"]) == 2
+    assert "os:mkdir is no class of gymnasium.Env" in capsys.readouterr().err
+    assert not Path("made").exists()
+
+
 @pytest.mark.parametrize(("keys", "word"), [(LIGHTS, "evaluate.py"), (CARTPOLE, "play.py watch")])
 def test_the_next_command_that_a_run_names_is_one_that_works(keys, word, capsys, monkeypatch):
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     run(**keys, gradient_steps=1, evaluate_every=1)
-    assert capsys.readouterr().out.endswith(f"; next: python {word} tiny\n")
+    assert capsys.readouterr().out.endswith(f'; next: python {word} "checkpoints/tiny"\n')
     is_drawn = word != "evaluate.py"
     assert play.main(["watch", "tiny", "--games", "1", "--speed", "100"]) == (0 if is_drawn else 2)
     assert is_drawn or "Lights-v0 can't draw itself" in capsys.readouterr().err
