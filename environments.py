@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from halls import HockeyHalls
 from hockey_wrapper import HockeyGames
-from machine import blamed, close_at_exit, warn
+from machine import blamed, close_at_exit, close_last, warn
 from utils import UserError, check_finite, one_line, seed_everything
 
 
@@ -109,12 +109,9 @@ class Worlds(RecordEpisodeStatistics):
                 raise UserError(f"{self.name} (render) gave no picture (H, W, 3).")
         return pictures
 
-    def close(self, **options):
-        """Ends them. What fails in that harms nothing any more: it is said."""
-        try:
-            super().close(**options)
-        except Exception as error:
-            warn(f"{self.name} (close) failed: {one_line(error)}")
+    def close(self):
+        """Ends them; what fails in that is said."""
+        close_last(self.env, self.name)
 
     def checked(self, name, numbers):
         """Returns the numbers as float32, images as they are; `UserError` if one is too large."""

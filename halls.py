@@ -14,7 +14,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from hockey_wrapper import SPACES, HockeyGames
-from machine import close_at_exit, cores
+from machine import close_at_exit, close_last, cores
 from opponents import OpponentPool
 from utils import seed_everything
 
@@ -89,4 +89,4 @@ class HockeyHalls(VectorEnv):
 
     def close_extras(self, **options):
         """Ends the processes."""
-        self.halls.close()
+        close_last(self.halls, "The games' processes")

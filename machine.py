@@ -102,6 +102,15 @@ def blamed(who):
         raise UserError(f"{who} failed: {reason}.") from error
 
 
+def close_last(environments, who):
+    """Closes a vector environment, whose processes have ten seconds for it; what fails is said."""
+    try:
+        environments.close(timeout=10)
+    except Exception as error:
+        warn(f"{who} (close) failed: {type(error).__name__}: {one_line(error)}")
+        environments.unwrapped.closed = True  # so that it does not try again
+
+
 def keep_freed_memory():
     """Lets a Linux process keep freed memory for the next step instead of handing it back.
 

@@ -447,7 +447,7 @@ def test_a_picture_that_fails_is_one_sentence(picture, word, monkeypatch, capsys
     keys = CARTPOLE | {"environment": "test_worlds:Broken", "gradient_steps": 6}
     with pytest.raises(UserError, match=rf"Broken \(render\) {word}.* saved up to gradient step 4"):
         run(**keys, videos="true")
-    assert "test_worlds:Broken (close) failed: not now" in capsys.readouterr().err
+    assert "test_worlds:Broken (close) failed: RuntimeError: not now" in capsys.readouterr().err
     run(**keys, resume="true")  # who can't close has trained all the same
     assert checkpoint.load(STATE)[1]["steps"][1] == 6
 
