@@ -14,7 +14,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from hockey_wrapper import SPACES, HockeyGames
-from machine import close_at_exit, close_last, cores
+from machine import blamed, close_at_exit, close_last, cores
 from opponents import OpponentPool
 from utils import seed_everything
 
@@ -76,7 +76,9 @@ class HockeyHalls(VectorEnv):
         if list(self.pool.snapshots) != self.known:
             self.known = list(self.pool.snapshots)
             self.halls.call("follow", self.pool.state())
-        observations, *_, info = self.halls.step(actions.reshape(self.halls.action_space.shape))
+        with blamed("A process of games"):
+            shape = self.halls.action_space.shape
+            observations, *_, info = self.halls.step(actions.reshape(shape))
         info = self._of_games(info)
         results = (info.pop(name) for name in ("reward", "terminated", "truncated"))
         return observations.reshape(-1, 18), *results, info
