@@ -3,8 +3,8 @@
 `configs/hockey.yml` is the one complete file: what stands there is a key, and the rule in brackets
 at the head of its comment says what it may be. Every other file holds differences only.
 
-    key: 3       # [1..8] ...         a whole number from 1 to 8; [1..] has no upper bound
-    key: 0.5     # [0.0..1.0] ...     any number from 0 to 1
+    key: 3       # [1..8] ...         a whole number from 1 to 8; [1..]: to 10^9
+    key: 0.5     # [0.0..1.0] ...     any number from 0 to 1; [0.0..]: to 1e30
     key: uniform # [uniform | pfsp]   one of these words
     key: true    # ...                without a rule: true or false, or any text
     key: [0.5]   # [0.0..] ...        a list, each item by the rule
@@ -143,7 +143,8 @@ def convert_one(where, text, kind, allowed):
     """Returns a text as a `kind` that is allowed: from low to high, or one of these words."""
     if kind is str and allowed and text not in allowed:
         raise UserError(f"{where} must be one of {', '.join(allowed)}, not '{text}'.")
-    if "${" in text or text in ("???", "{...}"):  # OmegaConf would look for something else there
+    # OmegaConf would look for something else at the first two; the third was no text but a mapping
+    if "${" in text or text in ("???", "{...}"):
         raise UserError(f"{where} must be written out, not '{text}'.")
     if kind is str:
         return text

@@ -91,10 +91,8 @@ class Dreamer(nn.Module):
         world_model = nn.ModuleList([self.encoder, self.rssm, self.reward, self.continues])
         self.parts = {"world_model": world_model, "actor": self.actor, "critic": self.critic}
         self.parts = {name: list(part.parameters()) for name, part in self.parts.items()}
-        groups = [  # rates are tensors, so that a GPU reads them
-            {"params": parameters, "lr": torch.zeros((), device=self.device)}
-            for parameters in self.parts.values()
-        ]
+        rate = torch.zeros((), device=self.device)  # a tensor, so that a GPU reads it
+        groups = [{"params": part, "lr": rate.clone()} for part in self.parts.values()]
         self.optimizer = torch.optim.Adam(groups, fused=True, capturable=self.device.type == "cuda")
         for name in ("learn_world", "learn_behavior", "move"):
             setattr(self, name, recorded(getattr(self, name), self.device))

@@ -31,7 +31,7 @@ from extras.tracker import open_tracker
 from hockey_wrapper import MIRROR
 from machine import STOPPED, explained
 from matches import evaluate
-from opponents import OpponentPool, checked_name, find_agent
+from opponents import OpponentPool, check_name, find_agent
 from symmetry import Symmetry
 from utils import Every, UserError, check_finite, seed_everything
 
@@ -82,8 +82,10 @@ class Training:
         seed_everything(config.seed)
         machine.use_threads(config.threads)
         machine.keep_freed_memory()
-        self.config, self.files = config, checkpoint.RunFiles(checked_name(config.run))
+        self.config, self.files = config, checkpoint.RunFiles(config.run)
         is_new = self.files.claim(config.resume, config.overwrite)
+        if is_new:
+            check_name(config.run)
         device, self.pool = machine.pick_device(config.device), None
         if config.environment == "hockey":
             self.pool = OpponentPool(config.opponents, config.environments, device)

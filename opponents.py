@@ -173,14 +173,11 @@ def is_code(spec):
     return Path(spec).name.partition(":")[0].endswith(".py")
 
 
-def checked_name(run):
-    """Returns the name of a run; raises `UserError` if another player is called so already."""
+def check_name(run):
+    """Raises `UserError` if another player is called as this new run would be."""
     files = (folder / f"{run}.safetensors" for folder in FOLDERS)
     if run in BOTS or is_code(run) or any(map(Path.exists, files)):
-        raise UserError(
-            f"run: {run} already means a bot, own code or a saved agent in checkpoints/."
-        )
-    return run
+        raise UserError(f"run: {run} already means a bot, own code or an agent in checkpoints/.")
 
 
 def find_player(name):

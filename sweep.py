@@ -162,9 +162,6 @@ def main(arguments=None):
     options, stop = parser.parse_intermixed_args(arguments), Stop()
     options.overrides += [text for text in options.seeds if "=" in text]  # they may follow
     options.seeds = [text for text in options.seeds if "=" not in text] or ["0"]
-    for text in [text for text in options.slurm or () if "." in text.partition("=")[0]]:
-        options.slurm.remove(text)  # sbatch has no such options
-        options.overrides.append(text)
     try:
         runs, name = plan(options)
         missing = [run for run in runs if not run.is_done()]

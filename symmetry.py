@@ -4,9 +4,9 @@ Flipped in y, hockey is the same game: some numbers of observation and action ch
 A network is as symmetric as the game if each of its matrices W is P W Q, where Q mirrors what goes
 in and P what comes out. Here observations and actions change signs, and of all that is hidden (h,
 z, layers) the two halves change places. Weights that begin like that, and whose gradients are the
-mean of themselves and their mirror image, stay like that. How networks are
-computed, and how agents are saved, stays as it is. Weight sharing for the symmetries of a Markov
-decision process: MDP homomorphic networks (van der Pol et al., arXiv 2006.16908).
+mean of themselves and their mirror image, stay like that. How networks are computed and agents are
+saved stays as it is. Weight sharing for the symmetries of a Markov decision process: MDP
+homomorphic networks (van der Pol et al., arXiv 2006.16908).
 
 A mirror is a signed permutation and its own inverse: whole numbers, of which [-1, 3, 2] turns
 (a, b, c) into (-a, c, b).

@@ -74,6 +74,9 @@ def queue(moment):
 def submit(runs, name, settings, parallel):
     """Puts runs that are not there into the queue, or `UserError`; `settings`: of sbatch."""
     settings = dict(text.partition("=")[::2] for text in settings)
+    for key in settings:
+        if "." in key:
+            raise UserError(f"--slurm: {key} is no option of sbatch; keys of the config go before.")
     if not settings.get("time", "").isdigit():
         raise UserError("--slurm needs time=MINUTES, a whole number: the limit of a job.")
     with explained("--slurm needs submitit (pip install submitit)", ImportError):

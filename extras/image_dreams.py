@@ -13,7 +13,7 @@ import pygame
 import torch
 
 from dreamer import Dreamer
-from environments import make_environments
+from environments import worlds_of
 from extras.plots import fill_template
 from matches import episode_returns
 from opponents import find_agent
@@ -34,7 +34,7 @@ def record(agent, seed):
         rows.append((torch.from_numpy(image.copy()), torch.from_numpy(action), *state))
         return action
 
-    episode_returns(act, make_environments(agent.config, 1), seed)
+    episode_returns(act, worlds_of(agent, 1), seed)
     images, actions, *state = (torch.cat(part) for part in zip(*rows, strict=True))
     return images.to(agent.device), actions.to(agent.device), state
 

@@ -74,7 +74,7 @@ def test_an_opponent_that_fails_in_a_process_is_named(monkeypatch, tmp_path):
         games.step(random_actions(2, 1)[0])
 
 
-def test_a_process_that_dies_is_one_sentence_and_the_others_end(monkeypatch, capsys):
+def test_a_process_that_dies_is_one_sentence_and_the_others_end(monkeypatch):
     games, _ = make_halls(2, monkeypatch)
     games.reset(seed=0)
     processes = games.unwrapped.halls.processes

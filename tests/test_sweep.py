@@ -150,6 +150,7 @@ def test_cores_are_shared_unless_the_command_says_so(monkeypatch):
         (["--parallel", "0"], "--parallel"),
         (["--config", "nowhere.yml"], "no config 'nowhere.yml'"),
         (["--slurm", "partition=x"], "time=MINUTES"),
+        (["--slurm", "time=5", "dreamer.horizon=3"], "dreamer.horizon is no option of sbatch"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_sentence(capsys, arguments, words):
