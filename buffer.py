@@ -91,9 +91,7 @@ class ReplayBuffer:
         filled, rings, width = rows.shape
         is_fit = (rings, width) == tuple(self.rows.shape[1:]) and filled <= self.length
         if not is_fit or images.shape[1:] != self.images.shape[1:]:
-            raise ValueError(
-                f"the stored replay is {filled} x {rings} x {width} numbers, the config's holds"
-                f" {self.length} x {self.rings} x {self.rows.shape[2]}, or its images differ"
-            )
+            ours = tuple(self.rows.shape)
+            raise ValueError(f"its replay is {(filled, rings, width)}, not {ours}, or other images")
         self.rows[:filled], self.images[: len(images)] = rows, images
         self.filled, self.head = filled, filled % self.length

@@ -100,6 +100,7 @@ class Dreamer(nn.Module):
         self.in_bfloat16 = settings.precision == "bfloat16" or is_auto
         self.is_deterministic = config.get("evaluation_actions") != "sample"  # when it is measured
         self.symmetry = None  # of its weights, in a symmetric game (`symmetry.py`)
+        self.teachers = None  # whom the actor learns from instead of from dreams (`teachers.py`)
         self.gradient_steps = 0
         self.seen = None  # the last batch and the posterior states of its rows
         self.memory = None  # (h, z, o, last action) of each game that is being played
@@ -220,8 +221,11 @@ class Dreamer(nn.Module):
         `states`: (h, z, o) (B, T, .) of a batch, as `world_model_loss` returns them.
         """
         with self.autocast():
-            starts = self.choose_starts(states, 1 - batch["is_terminal"])
-            actor_loss, imagined, metrics = self.actor_loss(*starts)
+            if self.teachers:
+                actor_loss, imagined, metrics = self.teachers.loss(states, batch)
+            else:
+                starts = self.choose_starts(states, 1 - batch["is_terminal"])
+                actor_loss, imagined, metrics = self.actor_loss(*starts)
             replayed = self.replayed_returns(batch, self.rssm.features(states))
             critic_loss, found = self.critic_loss(imagined, replayed)
         losses = {"actor": actor_loss, "critic": critic_loss}

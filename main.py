@@ -33,6 +33,7 @@ from machine import STOPPED, explained
 from matches import evaluate
 from opponents import OpponentPool, check_name, find_agent
 from symmetry import Symmetry
+from teachers import Teachers
 from utils import Every, UserError, check_finite, seed_everything
 
 
@@ -98,6 +99,7 @@ class Training:
         rings = 2 * own if self.pool and config.hockey.both_views else own
         if self.pool and config.hockey.mirror:
             self.agent.symmetry = Symmetry(self.agent, MIRROR)
+        self.agent.teachers = Teachers(config.teachers, self.agent) if config.teachers else None
         self.replay = ReplayBuffer(config.replay, rings, *self.agent.sizes, device, own)
         self.log, track_from = checkpoint.Metrics(self.files.csv), open_tracker(config)
         self.play = Collector(config, environments, self.pool, self.agent, self.replay, self.log)
@@ -128,10 +130,7 @@ class Training:
             self.agent.load_state_dict(theirs.state_dict())
 
     def check(self):
-        """Raises `UserError` if numbers went wrong: no such agent is evaluated or saved.
-
-        This waits for the device, so it is not asked at every step.
-        """
+        """Raises `UserError` if numbers went wrong; it waits for the device, so not every step."""
         self.log.check(self.agent.gradient_steps)
         check_finite(self.agent.state(), self.play.where())
 
@@ -182,8 +181,7 @@ class Training:
         """Lets a frozen copy of the agent join the pool of opponents."""
         if self.pool:
             self.check()
-            name = f"snapshot_{self.agent.gradient_steps:07d}"
-            self.pool.add_snapshot(self.save_agent(name))
+            self.pool.add_snapshot(self.save_agent(f"snapshot_{self.agent.gradient_steps:07d}"))
 
     def save(self):
         """Saves everything that `resume=true` needs, and the agent alone; starts all games anew."""

@@ -337,7 +337,7 @@ def test_resume_with_other_sizes_is_refused_naming_both(copied, capsys, key, old
 @pytest.mark.parametrize("overrides", [{"environments": 2}, {"hockey__both_views": "false"}])
 def test_resume_with_another_number_of_rings_is_refused(copied, capsys, overrides):
     message = refused(capsys, resume="true", **overrides)
-    assert str(STATE) in message and "stored replay" in message
+    assert str(STATE) in message and "its replay is" in message
 
 
 def test_resume_in_another_environment_is_refused(copied, capsys):
