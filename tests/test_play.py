@@ -70,6 +70,7 @@ def screen(monkeypatch):
         return screen
 
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    pygame.display.quit()  # another test may have found no screen
     yield start
     pygame.display.quit()
 
