@@ -11,7 +11,8 @@ from dreamer import Dreamer
 from opponents import find_agent
 from utils import UserError
 
-CONTEXT = 8  # rows after which what lies before a window hardly changes what a teacher does
+CONTEXT = 8  # rows after which what lies before a window hardly changes a teacher's action
+LARGEST = 0.96  # tanh(mean) of a teacher that still tells its mean, 1.95
 
 
 class Teachers:
@@ -22,8 +23,12 @@ class Teachers:
         self.student = student
         self.agents = [Dreamer.load(find_agent(name), student.device) for name in names]
         for name, agent in zip(names, self.agents, strict=True):
-            if agent.sizes != student.sizes or agent.discrete or student.discrete:
-                raise UserError(f"teachers: {name} has other observations or actions, or choices.")
+            theirs, ours = ((one.config.environment, *one.sizes) for one in (agent, student))
+            if theirs != ours:
+                what = "environment, observations, actions"
+                raise UserError(f"teachers: {name} was trained in {theirs}, not {ours} ({what}).")
+        if student.discrete:
+            raise UserError("teachers need actions that are numbers, not choices.")
         if student.settings.critic_imagination:
             raise UserError("teachers need dreamer.critic_imagination=0: nothing is imagined.")
         if student.config.replay.batch_length <= CONTEXT:
@@ -55,10 +60,10 @@ class Teachers:
         action, deviation = self.policy(batch)
         policy = student.actor(student.rssm.features(states)).base_dist
         error = (torch.tanh(policy.loc) - action).square().sum(-1)  # (B, T)
-        mean = torch.atanh(action.clamp(-0.96, 0.96))
+        mean = torch.atanh(action.clamp(-LARGEST, LARGEST))
         slope = (policy.loc.clamp(-2, 2) - mean).square().sum(-1)
         width = (policy.scale - deviation).square().sum(-1)
-        is_known = batch["is_first"].cumsum(1) > 0  # all that the teachers need, the game's start
+        is_known = batch["is_first"].cumsum(1) > 0  # the game's start is in the window
         is_known[:, CONTEXT:] = True
         weights = is_known * batch["is_own"]
         total = weights.sum().clamp(min=1)

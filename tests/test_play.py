@@ -70,7 +70,7 @@ def screen(monkeypatch):
         return screen
 
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    pygame.display.quit()  # another test may have found no screen
+    pygame.display.quit()  # Pendulum's pictures have opened another one
     yield start
     pygame.display.quit()
 

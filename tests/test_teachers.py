@@ -127,7 +127,17 @@ def test_what_a_student_needs_is_said(small_config, tmp_path, keys, message):
 
 def test_a_teacher_of_another_world_is_refused(small_config, tmp_path):
     Dreamer(small_config(), 3, 1).save(tmp_path / "one.safetensors")
-    with pytest.raises(UserError, match=r"teachers: .*one.safetensors has other observations"):
+    with pytest.raises(UserError, match=r"one.safetensors was .*\('hockey', 3, 1\), not .*18, 4"):
+        student_of(small_config, tmp_path / "one.safetensors")
+    Dreamer(small_config(environment="Other-v0"), 18, 4).save(tmp_path / "one.safetensors")
+    with pytest.raises(UserError, match=r"\('Other-v0', 18, 4\), not \('hockey', 18, 4\)"):
         student_of(small_config, tmp_path / "one.safetensors")
     with pytest.raises(UserError, match="no agent 'nobody'"):
         student_of(small_config, "nobody")
+
+
+def test_choices_are_not_taught(small_config, tmp_path):
+    student = Dreamer(small_config(), 4, 2, discrete=True)
+    student.save(tmp_path / "one.safetensors")
+    with pytest.raises(UserError, match="numbers, not choices"):
+        Teachers([tmp_path / "one.safetensors"], student)
