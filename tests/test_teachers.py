@@ -40,15 +40,18 @@ def played_batch(small_config, teacher):
     games = HockeyGames(small_config().hockey, 4, lambda: opponent, training=False)
     observation, _ = games.reset(seed=0)
     action, rows, means = np.zeros((4, 4), np.float32), [], []
-    for _ in range(LONG):
+    batch = make_batch(4, LONG)
+    batch["is_first"] = torch.zeros(4, LONG)
+    for time in range(LONG):
         rows.append((observation, action))
+        if time == 5:  # as if game 1 began here
+            batch["is_first"][1, time] = 1
+            teacher.reset([1])
         action = teacher.act(observation, deterministic=True)
         means.append(action)
         observation, *_ = games.step(action)
-    batch = make_batch(4, LONG)
     names = zip(("observation", "action"), zip(*rows, strict=True), strict=True)
     batch |= {name: torch.from_numpy(np.stack(part, 1)) for name, part in names}
-    batch["is_first"] = torch.zeros(4, LONG)
     return batch, torch.from_numpy(np.stack(means, 1))
 
 
@@ -90,15 +93,15 @@ def test_the_actor_comes_to_act_as_its_teacher(small_config, tmp_path):
 def test_rows_whose_past_a_teacher_does_not_know_teach_nothing(small_config, tmp_path):
     save_teacher(small_config, tmp_path / "one.safetensors")
     student = student_of(small_config, tmp_path / "one.safetensors")
-    batch = make_batch(2, LONG)
-    batch["is_first"] = torch.zeros(2, LONG)
+    batch = make_batch(3, LONG)
+    batch["is_first"] = torch.zeros(3, LONG)
     batch["is_first"][0, 2] = 1
-    shape = (2, LONG, student.rssm.sizes[0])
-    h = torch.zeros(shape, requires_grad=True)
-    z, o = (torch.zeros(2, LONG, size) for size in student.rssm.sizes[1:])
+    batch["is_own"][2] = 0  # nor do the opponent's
+    h = torch.zeros(3, LONG, student.rssm.sizes[0], requires_grad=True)
+    z, o = (torch.zeros(3, LONG, size) for size in student.rssm.sizes[1:])
     student.teachers.loss((h, z, o), batch)[0].backward()
     learned = h.grad.abs().sum(-1) > 0
-    assert learned.tolist() == [[t >= 2 for t in range(LONG)], [t >= CONTEXT for t in range(LONG)]]
+    assert learned.tolist() == [[t >= start for t in range(LONG)] for start in (2, CONTEXT, LONG)]
 
 
 def test_a_run_learns_from_teachers_and_its_resume_as_well(small_config, tmp_path, monkeypatch):
