@@ -216,6 +216,7 @@ class Collector:
         self.config, self.environments, self.pool = config, environments, pool
         self.agent, self.replay, self.log = agent, replay, log
         self.steps = 0  # decisions so far, over all environments
+        self.has_ended = True  # an episode, since all started anew
         # how many make `warmup_rows`: two views of a game make two rows
         self.warmup_steps = config.warmup_rows * config.environments / replay.rings
         settings = config.dreamer  # a larger reward than the largest bin counts as that
@@ -227,6 +228,13 @@ class Collector:
         So a run that was killed and resumed is the run that never was, and nothing of games,
         memories and generators is saved. Unfinished games end as if their time were up.
         """
+        step, every = self.agent.gradient_steps, self.config.save_every
+        if not self.has_ended and step >= self.since[1] + every:
+            warn(
+                "save_every: no episode has ended between two checkpoints, where all start anew:"
+                " what comes later in one is never seen. Take a larger number."
+            )
+        self.has_ended = False
         parts = (self.config.seed, self.steps)
         seed = int(np.random.SeedSequence(parts).generate_state(1)[0] // 2)
         seed_everything(seed)
@@ -265,6 +273,7 @@ class Collector:
             self.observation, reward, terminated, truncated, info = step
             self._store(np.where(is_first[:, None], 0, action), reward, terminated, info)
             self.is_first = terminated | truncated
+            self.has_ended |= self.is_first.any()
             self.steps += len(action)
             self.agent.reset(is_first)
             self._count_episodes(info)

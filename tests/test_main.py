@@ -199,6 +199,16 @@ def test_pendulum_trains():
     assert Dreamer.load(STATE.with_name("latest.safetensors")).sizes == (3, 1)
 
 
+@pytest.mark.parametrize(
+    ("keys", "times"),
+    [({"save_every": 2}, 2), ({"save_every": 5}, 0), ({"wrappers.time_limit": 3}, 0)],
+)
+def test_episodes_longer_than_from_checkpoint_to_checkpoint_are_told(keys, times, capfd):
+    options = {"save_every": 2, "gradient_steps": 4, "evaluation_games": 1} | keys
+    train(config="pendulum.yml", run="tiny", **options)
+    assert capfd.readouterr().err.count("save_every: no episode has ended") == times
+
+
 @pytest.mark.parametrize(("scores", "best"), [([0.3, 0.5], 4), ([0.5, 0.3], 2), ([0.5, 0.5], 2)])
 def test_the_agent_with_the_best_score_is_kept(monkeypatch, scores, best):
     found = iter(scores)
