@@ -1,4 +1,4 @@
-"""Learning from other agents by imitation: what several agree on is better than each of them.
+"""Learning from other agents by imitation: what several agree on can be better than each of them.
 
 The student plays, and its actor learns what its teachers would have done, on the average, where it
 was: DAgger (Ross et al., arXiv 1011.0686) and policy distillation (Rusu et al., arXiv 1511.06295).
