@@ -13,7 +13,6 @@ Exit status: 0 it is done, 2 something to mend (one sentence says what).
 import statistics
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,8 +22,8 @@ from config import load_config  # noqa: E402
 from dreamer import Dreamer  # noqa: E402
 from hockey_wrapper import HockeyGames  # noqa: E402
 from machine import command, parser_of, pick_device, use_threads  # noqa: E402
-from matches import play_games  # noqa: E402
-from opponents import find_agent, load  # noqa: E402
+from matches import play_match  # noqa: E402
+from opponents import AgentOpponent, find_agent, load  # noqa: E402
 from utils import seed_everything  # noqa: E402
 
 
@@ -74,8 +73,8 @@ def main():
     seconds = []
     for _ in range(options.repeats):
         start = time.perf_counter()
-        act = partial(agent.player().act, deterministic=True)
-        play_games(act, load("strong", 200), 200, config.hockey)
+        player = AgentOpponent(agent, 200, config.run, deterministic=True)
+        play_match(player, load("strong", 200), 200)
         seconds.append(time.perf_counter() - start)
     print(f"evaluation: {statistics.median(seconds):.1f} s for 200 games against the strong bot")
     for plan in (False, True):

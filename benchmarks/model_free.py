@@ -26,7 +26,7 @@ from hockey_wrapper import HockeyGames  # noqa: E402
 from machine import command, explained, parser_of, use_threads  # noqa: E402
 from matches import play_games  # noqa: E402
 from opponents import PerGame, load  # noqa: E402
-from utils import seed_everything  # noqa: E402
+from utils import UserError, seed_everything  # noqa: E402
 
 MINUTES = 2.5  # of training between two evaluations
 
@@ -74,12 +74,15 @@ class HockeyWrapper(gymnasium.Env):
 def train(options, kind, noise):
     """Trains for so many minutes, evaluations not counted, and writes the CSV."""
     config = load_config("hockey.yml", [f"seed={options.seed}", *options.overrides])
+    out = options.out or f"metrics/{options.algorithm}_seed{config.seed}.csv"
+    if Path(out).exists():
+        raise UserError(f"{out} exists: --out names another file.")
     use_threads(config.threads)
     seed_everything(config.seed)
     games = HockeyWrapper(config.hockey, BothBots(config.seed))
     shared = {"gamma": config.dreamer.discount, "seed": config.seed, "device": "cpu"}
     agent = kind("MlpPolicy", games, **shared, **noise)
-    log = Metrics(options.out or f"metrics/{options.algorithm}_seed{config.seed}.csv")
+    log = Metrics(out)
     began, evaluating, due = time.time(), 0.0, MINUTES
 
     def act(observations):

@@ -82,6 +82,8 @@ class Subject:
 
     def __init__(self, config, device):
         self.config, self.device = config, device
+        if config.environment != "hockey" and not config.wrappers.resize:
+            raise UserError("train_step measures hockey and worlds with wrappers.resize.")
         rings = 2 * config.environments
         observation, action = ((64, 64, 3), 3) if config.wrappers.resize else (18, 4)
         self.agent = Dreamer(config, observation, action, device)
@@ -161,7 +163,7 @@ def report(name, subject, rate):
         if seconds:
             print(f"  {part:12} {1000 * seconds:8.1f} ms")
     reached = subject.gigaflop / medians["whole step"]
-    share = f"{reached / rate:.0%} of the rate"
+    share = f"{reached / rate:.0%} of the float32 rate"
     print(f"  {subject.gigaflop:.1f} GFLOP a step, {reached:.0f} GFLOP/s, {share}")
     print(f"  {1 / medians['whole step']:.2f} steps/s")
     return medians["whole step"]

@@ -9,6 +9,7 @@ count. Printed: the medians in milliseconds a step, and the quotient this : FOLD
 Exit status: 0 it is done, 2 something to mend (one sentence says what).
 """
 
+import contextlib
 import statistics
 import subprocess
 import sys
@@ -16,12 +17,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from machine import parser_of  # noqa: E402
+from config import load_config  # noqa: E402
+from machine import command, parser_of  # noqa: E402
+from utils import UserError  # noqa: E402
 
 STEPS, WARM_UP = 4, 2  # a turn's steps, and turns
 STEPPER = """
 import os, sys, time
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as main.py does
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the commands do
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/benchmarks"]
 import torch
 from config import load_config
@@ -43,6 +46,7 @@ for _ in sys.stdin:
 """
 
 
+@command
 def main():
     """The command line; returns the exit status."""
     parser = parser_of(__doc__)
@@ -53,16 +57,21 @@ def main():
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_intermixed_args()
     if not Path(options.folder, "benchmarks/train_step.py").is_file():
-        print(f"turns.py: {options.folder} holds no copy of this project.", file=sys.stderr)
-        return 2
+        raise UserError(f"{options.folder} holds no copy of this project.")
+    load_config(options.config, options.overrides)  # mistakes are told once, in a sentence
     pipes, seconds = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}, []
     asked = [options.config, str(options.body), str(STEPS), *options.overrides]
     folders = [str(ROOT), str(Path(options.folder).resolve())]
-    both = [subprocess.Popen([sys.executable, "-c", STEPPER, x, *asked], **pipes) for x in folders]
+    run = [sys.executable, "-c", STEPPER]  # each with its own configs
+    both = [subprocess.Popen([*run, x, *asked], cwd=x, **pipes) for x in folders]
     for _ in range(options.turns + WARM_UP):
         for process in both:
-            print("go", file=process.stdin, flush=True)
-            seconds.append(float(process.stdout.readline()))
+            with contextlib.suppress(BrokenPipeError):
+                print("go", file=process.stdin, flush=True)
+            line = process.stdout.readline()
+            if not line:
+                raise UserError(f"{process.args[3]} can't do that step: what it said is above.")
+            seconds.append(float(line))
     ours, theirs = (seconds[2 * WARM_UP + i :: 2] for i in (0, 1))
     shares = sorted(a / b for a, b in zip(ours, theirs, strict=True))
     ours, theirs = (1000 * statistics.median(times) for times in (ours, theirs))

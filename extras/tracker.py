@@ -1,5 +1,6 @@
 """A second place for a run's metrics: TensorBoard or W&B."""
 
+import atexit
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -31,6 +32,7 @@ def open_tracker(config):
             return lambda row: run.log(row, step=row["gradient_steps"])
         # what a run wrote after the checkpoint it goes on from is forgotten
         writer = SummaryWriter(f"metrics/{config.run}.tensorboard", purge_step=step + 1)
+        atexit.register(writer.close)  # it writes every two minutes, and not at the end
 
         def track(row):
             for key, value in row.items():
