@@ -40,7 +40,7 @@ def load_config(name, overrides=()):
             raise UserError(f"{files[-1]}: base must be one value: {base[0]}.")
         with explained(f"{files[-1]}: base", UserError):
             files.append(find_config(base[0], files[-1].parent))
-        if files[-1] in files[:-1]:
+        if files[-1].resolve() in [file.resolve() for file in files[:-1]]:
             raise UserError(f"{files[-2]}: base: {base[0]} leads in a circle.")
     flat = {}
     for file in (COMPLETE, *reversed(files)):

@@ -169,8 +169,8 @@ class Dreamer(nn.Module):
         state = [part.repeat(candidates, futures, 1) for part in state]  # (., futures * n, .)
         noise = [(None, latent) for latent in self.rssm.prior.noise(horizon, futures * games)]
         with self.autocast():
-            states, *_ = self.imagine(state, noise, actor, lambda _: first.repeat(1, futures, 1))
-            returns, *_ = self.imagined_returns(states)
+            features, *_ = self.imagine(state, noise, actor, lambda _: first.repeat(1, futures, 1))
+            returns, *_ = self.imagined_returns(features)
         best = returns[0].unflatten(1, (futures, games)).mean(1).argmax(0)  # (n,)
         return first[best, torch.arange(games, device=self.device)]
 
@@ -272,7 +272,7 @@ class Dreamer(nn.Module):
             "kl_dynamics": settings.beta_dynamics,
             "kl_representation": settings.beta_representation,
         }
-        if self.rssm.carried:  # rows whose previous observation is unknown have no change
+        if self.rssm.carried:  # without the previous observation there is no change: not counted
             known = F.pad(keep[:, 1:], (1, 0))  # (B, T)
             for name in ("reconstruction", "kl_dynamics", "kl_representation"):
                 losses[name] = losses[name] * known
@@ -343,19 +343,19 @@ class Dreamer(nn.Module):
                 features.append(self.rssm.features(state).to(layers))
         return torch.stack(features), policies, samples
 
-    def imagined_returns(self, states):
-        """Lambda-returns, values and discounts, (H, N) each, of imagined states (H+1, N, F).
+    def imagined_returns(self, features):
+        """Lambda-returns, values and discounts, (H, N) each, of imagined features (H+1, N, F).
 
         s_0 --actor--> a_0 --prior--> s_1 --actor--> a_1 ... s_H
                                   r_1, c_1              r_H, c_H
         v_0                       v_1                   v_H
         R_0 = r_1 + gamma c_1 [(1-lambda) v_1 + lambda R_1]
         """
-        rewards = self.reward.mean(self.reward(states[1:]))  # (H, N), on arrival
-        continues = torch.sigmoid(self.continue_logit(states[1:]))  # (H, N)
+        rewards = self.reward.mean(self.reward(features[1:]))  # (H, N), on arrival
+        continues = torch.sigmoid(self.continue_logit(features[1:]))  # (H, N)
         if not self.settings.dreams_end:
             continues = torch.ones_like(continues)
-        values = self.slow_critic.mean(self.slow_critic(states))  # (H+1, N)
+        values = self.slow_critic.mean(self.slow_critic(features))  # (H+1, N)
         discounts = self.settings.discount * continues
         returns = utils.lambda_returns(rewards, discounts, values[1:], RETURN_LAMBDA)
         return returns, values[:-1], discounts
@@ -363,16 +363,16 @@ class Dreamer(nn.Module):
     def actor_loss(self, start, alive):
         """The actor's loss, in imagination from posterior states (h, z, o) (N, .).
 
-        alive (N,) is 0 at a game's end: not counted. Returns the loss, (states (H, N, F), their
+        alive (N,) is 0 at a game's end: not counted. Returns the loss, (features (H, N, F), their
         lambda-returns (H, N), weights (H, N)), and metrics. Actor learning; through the dynamics
         as in DreamerV1 (Hafner et al., arXiv 1912.01603).
         """
         settings, through_dynamics = self.settings, self.settings.actor_gradient == "dynamics"
         sources, count = (self.actor.noise, self.rssm.prior.noise), len(alive)
         noise = [[draw(count) for draw in sources] for _ in range(settings.horizon)]
-        states, policies, samples = self.imagine(start, noise, self.actor)
+        features, policies, samples = self.imagine(start, noise, self.actor)
         with torch.set_grad_enabled(through_dynamics):
-            returns, values, discounts = self.imagined_returns(states)
+            returns, values, discounts = self.imagined_returns(features)
         weights = torch.cat([alive.unsqueeze(0), discounts[:-1].detach()]).cumprod(0)  # (H, N)
         scale = utils.update_return_scale(self.return_scale, returns, RETURN_SCALE_DECAY)
         scale = scale if settings.scale_returns else torch.ones_like(scale)
@@ -383,7 +383,7 @@ class Dreamer(nn.Module):
             objective = policy.log_prob(sample.detach()) * (returns - values) / scale
         assert objective.shape == entropy.shape == weights.shape, objective.shape  # (H, N)
         loss = -(weights * (objective + settings.entropy * entropy)).mean()
-        for switch in set(settings.switches):
+        for switch in set(settings.switches) if through_dynamics else ():
             first = policies[0], samples[0], returns[0].detach()
             gain = self.switch_gain(switch, start, noise, *first) / scale
             loss = loss - (alive * gain).mean()
@@ -394,7 +394,7 @@ class Dreamer(nn.Module):
             "behavior/return": returns.detach().mean(),
             "behavior/return_scale": self.return_scale.clone(),
         }
-        return loss, (states[:-1].detach(), returns.detach(), weights), metrics
+        return loss, (features[:-1].detach(), returns.detach(), weights), metrics
 
     def switch_gain(self, switch, start, noise, policy, u, returns):
         """p (R_on - R_off) (N,), p being the policy's probability that this action is on.
@@ -422,7 +422,7 @@ class Dreamer(nn.Module):
 
         Row t's return starts with the reward of row t+1, so the last row has none, nor has an
         episode's last one: a goal ends it, after the time limit only its value is known. Returns
-        (states, lambda-returns, weights) like `actor_loss`, here with H = T-1 and N = B.
+        (features, lambda-returns, weights) like `actor_loss`, here with H = T-1 and N = B.
         """
         if self.settings.critic_replay == 0:
             return None
@@ -440,7 +440,7 @@ class Dreamer(nn.Module):
     def critic_loss(self, imagined, replayed):
         """The critic's loss against the returns of imagined and of replayed states, and metrics.
 
-        Both are (states (H, N, F), returns (H, N), weights (H, N)), or None if their share is 0.
+        Both are (features (H, N, F), returns (H, N), weights (H, N)), or None if their share is 0.
         """
         settings, total = self.settings, 0.0
         shares = (settings.critic_imagination, settings.critic_replay)

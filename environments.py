@@ -163,6 +163,7 @@ def wrap(env, settings, name):
             env = wrappers.ReshapeObservation(env, (settings.resize, settings.resize, 1))
     seen = env.observation_space
     is_image = isinstance(seen, Box) and len(seen.shape) == 3 and seen.dtype == np.uint8
+    is_image = is_image and seen.shape[-1] <= min(seen.shape)  # the channels come last
     if not is_image and (not isinstance(seen, Box) or len(seen.shape) != 1):
         raise UserError(
             f"{name}: observations must be a flat Box or images (H, W, C) of uint8,"

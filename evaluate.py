@@ -59,9 +59,14 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=0, help="of games and opponents")
     options = parser.parse_args(arguments)
     make_ready(options)
-    if options.player is not None:
+    fitting = {"player": "against games plan", "league": "page games plan", "compare": "page out"}
+    chosen = next(name for name in fitting if getattr(options, name) is not None)
+    for name in ("against", "page", "out", "games", "plan"):
+        if getattr(options, name) and name not in fitting[chosen].split():
+            raise UserError(f"--{name} says nothing about a {chosen}: leave it out.")
+    if chosen == "player":
         evaluate(options)
-    elif options.league is not None:
+    elif chosen == "league":
         page = options.page or "plots/league.html"
         league.report(options.league, options.games or 100, options.seed, page, options.plan)
     else:

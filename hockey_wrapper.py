@@ -80,7 +80,7 @@ class HockeyGames(VectorEnv):
         self.terminated, self.truncated = np.zeros((2, num_envs), bool)
 
     def reset(self, *, seed=None, options=None):
-        """Starts all games -> observations (n, 18), info. One seed determines everything."""
+        """Starts all games -> observations (n, 18), info. The seed decides all but opponents."""
         super().reset(seed=seed)
         if seed is not None:
             self.games_started = np.arange(self.num_envs)

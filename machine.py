@@ -29,9 +29,9 @@ def pick_device(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).item()
         return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = one_line(error).split(". ")[0]
         raise UserError(f"device: {name} can't be used here: {reason}") from None
 
@@ -44,12 +44,12 @@ def multiplies_bfloat16(device):
 
 
 def check_memory(key, count, each, device):
-    """Returns count * each bytes; raises `UserError`, naming the key, if they can't be had."""
-    free = free_memory(torch.device(device))
-    if count * each > free:
+    """Returns count * each bytes; raises `UserError`, naming the key, if twice that is not free."""
+    free, total = free_memory(torch.device(device)), 2 * count * each
+    if total > free:
         raise UserError(
-            f"{key}: {count} of {each} bytes are {count * each / 1e9:.1f} GB, {free / 1e9:.1f} GB"
-            f" are free; take at most {int(0.8 * free / each)}."
+            f"{key}: {count} of {each} bytes and a checkpoint's copy of them are {total / 1e9:.1f}"
+            f" GB, {free / 1e9:.1f} GB are free; take at most {int(0.4 * free / each)}."
         )
     return count * each
 
@@ -132,10 +132,14 @@ def free_memory(device):
     with contextlib.suppress(OSError):  # Linux
         text = Path("/proc/meminfo").read_text()
         free.append(1024 * int(re.search(r"MemAvailable:\s+(\d+)", text)[1]))
-    with contextlib.suppress(OSError, ValueError):  # a container's or a job's limit
-        group = Path("/sys/fs/cgroup")
-        limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
-        free.append(int(limit) - int(used))
+        own = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip()
+        inner = Path("/sys/fs/cgroup", own.lstrip("/"))
+        for group in (inner, *inner.parents):  # a container's or a job's limit
+            with contextlib.suppress(OSError, ValueError):
+                names = ("max", "current", "stat")
+                limit, used, stat = ((group / f"memory.{name}").read_text() for name in names)
+                cached = re.search(r"inactive_file (\d+)", stat)[1]
+                free.append(int(limit) - int(used) + int(cached))
     return min(free)
 
 

@@ -135,10 +135,7 @@ class Training:
         check_finite(self.agent.state(), self.play.where())
 
     def evaluate(self, stop):
-        """Plays evaluation games; the agent with the best worst case is kept as best.
-
-        Returns what to show of it. A signal breaks it off: it is done after the resume.
-        """
+        """Plays evaluation games, keeps the best agent -> what to show; after a signal: nothing."""
         self.check()
         try:
             with self.log.timed("evaluate"):
@@ -231,6 +228,8 @@ class Training:
         print(f"resumed from {path} at {gradient_steps} gradient steps")
         for key, old, new in changes(theirs, ours):
             print(f"{key}: {old} -> {new}")
+            if key in ("opponents.files", "hockey.game", "environment_kwargs"):
+                self.best = -np.inf  # the score is another one from here on
         self.go_on()
 
     @contextlib.contextmanager

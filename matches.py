@@ -138,19 +138,19 @@ def evaluate(agent, config, pool, stop):
     return. Raises `Stopped` once `stop` is requested.
     """
     games, seed = config.evaluation_games, agent.gradient_steps
-    decide = partial(agent.player().act, deterministic=agent.is_deterministic)
 
-    def act(observations):
+    def checked(act, observations):
         stop.check()
-        return decide(observations)
+        return act(observations)
 
     if pool is None:
+        act = partial(checked, partial(agent.player().act, deterministic=agent.is_deterministic))
         score = float(episode_returns(act, make_environments(config, games), seed).mean())
         return {"evaluation/return": score}, score, {"return": f"{score:.1f}"}
     settings = OmegaConf.merge(config.hockey, {"frame_skip": 1})
     metrics, scores, shown = {}, [], {}
     for name, rival in pool.rivals(games, seed).items():
-        decide = AgentOpponent(agent, games, config.run, agent.is_deterministic).act
+        act = partial(checked, AgentOpponent(agent, games, config.run, agent.is_deterministic).act)
         result = play_games(act, rival, games, settings, seed)
         metrics |= result.metrics(name)
         scores.append(result.win_rate() if name in BOTS else result.standing())

@@ -167,7 +167,7 @@ class LatentHead(nn.Module):
         """Returns a sample with (straight-through) gradient, or the mode: (..., G*C).
 
         `noise`: what `noise()` returned for the leading dimensions, or the last of them; without
-        it, new random numbers.
+        it, new random numbers (and not the mode, as with an actor).
         """
         if noise is None and not mode:
             noise = self.noise(*statistics.shape[:-2])

@@ -231,6 +231,7 @@ class OpponentPool:
 
     Agents among them hold their actions in training: on equal terms with the learner, at half the
     cost. Whether quicker ones would harm it is open (docs/tried.md, "Deciding in every frame").
+    Those of `files` play the mean of their policy; former selves play samples, as they learned.
     """
 
     def __init__(self, settings, games, device="cpu"):
@@ -255,9 +256,9 @@ class OpponentPool:
     def start(self, seed):
         """Starts the choice, bots and own code anew, and lets all agents forget their games.
 
-        No file is read again: somebody may have changed or deleted it.
+        No file is read again here: somebody may have changed or deleted it.
         """
-        self.generator = np.random.default_rng(seed)
+        self.generator = np.random.default_rng((seed, 1))  # the games draw by the seed itself
         for number, spec in enumerate(self.fixed):
             self.fixed[spec] = self.anew(spec, self.games, seed + 1 + number, holds=True)
         self.turn, self.games_left = None, 0  # the snapshot to play (a path), for so many games

@@ -175,7 +175,8 @@ def main(arguments=None):
         if done and status != STOPPED:
             report(done, name, " ".join([options.config, *options.overrides]))
     except KeyboardInterrupt:
-        print("the jobs stay in the queue; the same command looks after them", file=sys.stderr)
+        what = "the jobs stay in the queue" if options.slurm else "nothing has begun"
+        print(f"{what}; the same command goes on", file=sys.stderr)
         return STOPPED
     if status == STOPPED:
         print("stopped and saved; the same command goes on", file=sys.stderr)

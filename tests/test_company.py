@@ -61,7 +61,7 @@ def test_a_run_has_one_process_and_one_that_has_ended_or_was_killed_blocks_nobod
 
 
 def test_memory_is_asked_for_before_it_is_taken(monkeypatch):
-    sentence = "replay.rows: 1000000000 of 100 bytes are 100.0 GB, 4.0 GB are free; take at most"
+    sentence = "1000000000 of 100 bytes and a checkpoint's copy of them are 200.0 GB, 4.0 GB are"
     monkeypatch.setattr(machine, "free_memory", lambda device: 4e9)
     monkeypatch.setattr(buffer.torch, "zeros", None)  # not even tried
     with pytest.raises(UserError, match=sentence):

@@ -290,6 +290,12 @@ def test_a_circle_of_bases_is_refused(tmp_path, names):
     assert "circle" in refusal("mine.yml")
 
 
+def test_a_circle_over_another_folder_is_refused(tmp_path):
+    (tmp_path / "in").mkdir()
+    written(tmp_path / "in", "base: ../in/mine.yml")
+    assert "circle" in refusal(tmp_path / "in" / "mine.yml")
+
+
 def test_what_is_wrong_in_a_base_is_said_of_the_base(tmp_path):
     written(tmp_path, "base: hockey.yml\nsede: 3", "one.yml")
     path = written(tmp_path, "base: one.yml\nseed: 2", "two.yml")

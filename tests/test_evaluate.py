@@ -51,6 +51,9 @@ def test_a_config_of_the_users_changes_no_match(tmp_path, monkeypatch, capsys):
         (["{saved}", "--seed", "-1"], "--seed"),
         (["."], "."),
         (["{pendulum}"], "pendulum"),
+        (["{saved}", "--out", "wins.svg"], "--out"),
+        (["--league", "weak", "strong", "--against", "random"], "--against"),
+        (["--compare", "a.csv", "--games", "3"], "--games"),
     ],
 )
 def test_the_command_line_refuses_in_one_sentence(saved, tmp_path, capsys, arguments, word):

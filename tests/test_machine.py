@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 def test_an_unknown_device_is_refused():
     assert pick_device("cpu") == CPU
     assert pick_device("auto").type in ("cpu", "cuda")
-    for name in ("tpu9", "cuda:99"):
+    for name in ("tpu9", "cuda:99", "meta", "hpu"):
         with pytest.raises(UserError, match=name):
             pick_device(name)
 

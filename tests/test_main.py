@@ -221,6 +221,19 @@ def test_the_agent_with_the_best_score_is_kept(monkeypatch, scores, best):
     assert checkpoint.load(STATE)[1]["best"] == max(scores)
 
 
+def test_the_best_score_is_forgotten_where_the_rivals_are_others(monkeypatch):
+    monkeypatch.setattr(main, "evaluate", lambda *_: ({}, 0.9, {}))
+    run = main.Training(tiny_config())
+    run.agent.gradient_steps = 2
+    run.evaluate(Stop())
+    run.save()
+    run.files.release()
+    for keys, best in (({}, 0.9), ({"opponents.files": "[random,weak]"}, -np.inf)):
+        again = main.Training(tiny_config(resume="true", **keys))
+        assert again.best == best
+        again.files.release()
+
+
 def test_former_selves_are_played_from_memory():
     run = main.Training(tiny_config())
     for run.agent.gradient_steps in (1, 2, 3):

@@ -194,7 +194,7 @@ def plain_actor(agent, h, z, o, alive):
             objective = policy.log_prob(u.detach()) * (state - value).detach() / scale
         total = total - (weight * (objective + settings.entropy * entropy)).sum()
     loss = total / (settings.horizon * len(alive))
-    for _ in settings.switches:
+    for _ in settings.switches if through_dynamics else ():
         (policy, u), (other, *_) = chosen[0], returns_of(imagine(*start, turned=True)[0])[0]
         is_on = torch.tanh(u[:, 3]) > 0.5
         on, off = (torch.where(is_on == side, returns[0], other).detach() for side in (True, False))

@@ -314,7 +314,7 @@ def test_the_replay_keeps_bytes():
 
 def test_a_replay_that_is_too_large_is_refused_with_the_number_that_fits(monkeypatch):
     monkeypatch.setattr(machine, "free_memory", lambda device: 1e6)
-    with pytest.raises(UserError, match=r"replay.rows: 2000 of 12304 bytes.* at most 65\."):
+    with pytest.raises(UserError, match=r"replay.rows: 2000 of 12304 bytes.* at most 32\."):
         ReplayBuffer(make_config(replay__rows=2000).replay, 2, (64, 64, 3), 1)
 
 
@@ -527,6 +527,7 @@ def test_dreams_of_images_follow_the_actions_that_were_played():
         (spaces.Box(0, 1, (4, 4)), None, "flat Box"),
         (spaces.Box(0, 1, (4, 4, 3)), None, "uint8"),
         (spaces.Box(0, 255, (2, 4, 4, 3), np.uint8), None, "images"),
+        (spaces.Box(0, 255, (3, 64, 64), np.uint8), None, "images"),  # channels first
         (None, spaces.Box(-np.inf, np.inf, (2,)), "finite bounds"),
         (None, spaces.MultiDiscrete([2, 2]), "actions must be"),
         (None, spaces.MultiBinary(2), "actions must be"),
