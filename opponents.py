@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from dreamer import Dreamer
+from dribbler import Dribbler
 from hockey_env import BasicOpponent
 from machine import blamed, explained, warn
 from utils import UserError
 
-BOTS = ("weak", "strong", "random")
+BOTS = ("weak", "strong", "random", "dribbler")
 FOLDERS = (Path("checkpoints"), Path(__file__).with_name("checkpoints"))  # here, beside the code
 IN_A_ROW = 16  # games against one snapshot until it is another's turn: one at a time is faster
 FORGETTING = 0.05  # share of a new result in the running win rate against an opponent
@@ -213,11 +214,10 @@ def load(spec, games=1, seed=0, deterministic=True, device="cpu", plan=False):
     Raises `UserError` if there is no such opponent.
     """
     seeds = np.random.SeedSequence(seed).generate_state(games)
-    if spec == "random":
-        return PerGame([RandomPlayer(int(s)) for s in seeds], spec)
     if spec in BOTS:
-        weak = spec == "weak"
-        return PerGame([BasicOpponent(weak=weak, seed=int(s)) for s in seeds], spec)
+        kinds = {"random": RandomPlayer, "dribbler": Dribbler}
+        make = kinds.get(spec, partial(BasicOpponent, spec == "weak", True))
+        return PerGame([make(int(s)) for s in seeds], spec)
     if is_code(spec):
         make = own_class(spec)
         with blamed(f"{spec}: {make.__name__}()"):

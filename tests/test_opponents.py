@@ -70,7 +70,7 @@ def close(share, expected, draws=2000):
 # ---------------------------------------------------------------------------- names
 
 
-@pytest.mark.parametrize("name", ["weak", "strong", "random"])
+@pytest.mark.parametrize("name", ["weak", "strong", "random", "dribbler"])
 def test_bots_by_name(name):
     rows = observations(3)
     first, second, other = (load(name, games=3, seed=seed).act(rows) for seed in (1, 1, 2))
@@ -85,7 +85,7 @@ def test_bots_by_name(name):
 
 def test_the_bots_of_different_games_are_different_players():
     rows = np.zeros((3, 18))
-    for name in ("weak", "strong", "random"):
+    for name in ("weak", "strong", "random", "dribbler"):
         opponent = load(name, games=3)
         actions = np.stack([opponent.act(rows) for _ in range(30)], 1)
         assert len(np.unique(actions.reshape(3, -1), axis=0)) == 3
