@@ -1,7 +1,7 @@
 """A bot that runs to the puck, carries it past the other player, and shoots at the open goal.
 
-Agents that have only met the course's bots and each other run to the centre line at once, and lose
-to whoever does so (docs/tried.md, "Opponents of other kinds"). Every game it plays in another way.
+Agents that have only met the course's bots and each other run to the centre line at once, where
+they can be passed (docs/tried.md, "Opponents of other kinds"). Every game it plays in another way.
 """
 
 import math

@@ -2,7 +2,8 @@
 
     python benchmarks/turns.py FOLDER [--config hockey.yml] [--turns 10] [--body 45] [key=value ...]
 
-FOLDER holds another copy of this project, say of an earlier commit. A turn is four steps of noise
+FOLDER holds another copy of this project, say of an earlier commit; each reads its own config of
+that name. A turn is four steps of noise
 of the one, then of the other, as a shared machine changes its speed; the first two turns don't
 count. Printed: the medians in milliseconds a step, and the quotient this : FOLDER, turn by turn.
 
@@ -62,7 +63,7 @@ def main():
     pipes, seconds = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}, []
     asked = [options.config, str(options.body), str(STEPS), *options.overrides]
     folders = [str(ROOT), str(Path(options.folder).resolve())]
-    run = [sys.executable, "-c", STEPPER]  # each with its own configs
+    run = [sys.executable, "-c", STEPPER]
     both = [subprocess.Popen([*run, x, *asked], cwd=x, **pipes) for x in folders]
     for _ in range(options.turns + WARM_UP):
         for process in both:
