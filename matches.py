@@ -144,8 +144,12 @@ def evaluate(agent, config, pool, stop):
         return act(observations)
 
     if pool is None:
-        act = partial(checked, partial(agent.player().act, deterministic=agent.is_deterministic))
-        score = float(episode_returns(act, make_environments(config, games), seed).mean())
+        total, most = 0.0, config.environments if config.vectorization == "async" else games
+        for first in range(0, games, most):  # never more processes at a time than in training
+            player, count = agent.player(), min(most, games - first)
+            act = partial(checked, partial(player.act, deterministic=agent.is_deterministic))
+            total += episode_returns(act, make_environments(config, count), seed + first).sum()
+        score = float(total / games)
         return {"evaluation/return": score}, score, {"return": f"{score:.1f}"}
     settings = OmegaConf.merge(config.hockey, {"frame_skip": 1})
     metrics, scores, shown = {}, [], {}

@@ -154,6 +154,24 @@ def test_the_return_of_any_other_environment():
 # ---------------------------------------------------------------------------- evaluations
 
 
+def test_an_evaluation_has_no_more_processes_than_the_training(monkeypatch):
+    keys = {"environment": "Pendulum-v1", "environments": 2, "evaluation_games": 5}
+    keys |= {"dreamer__observation_scale": [], "dreamer__switches": [], "wrappers__time_limit": 5}
+    counts, returns = [], []
+
+    def make(config, count):
+        counts.append(count)
+        return make_environments(make_config(**keys), count)
+
+    monkeypatch.setattr(matches, "make_environments", make)
+    for vectorization in ("sync", "async"):
+        config = make_config(**keys, vectorization=vectorization)
+        torch.manual_seed(0)
+        returns.append(evaluate(Dreamer(config, 3, 1), config, None, Stop())[1])
+    assert counts == [5, 2, 2, 1]
+    assert returns[0] == pytest.approx(returns[1])  # the same five episodes
+
+
 def hockey_pool(config):
     return OpponentPool(config.opponents, config.environments)
 
