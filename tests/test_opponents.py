@@ -443,7 +443,7 @@ def test_the_opponents_of_champion_yml_are_shipped_and_differ(tmp_path, monkeypa
     actions = [load(name, 3).act(observations(3)) for name in files]
     assert all(np.isfinite(action).all() for action in actions)
     pairs = itertools.combinations(actions, 2)
-    assert len(files) == 7 and not any(np.allclose(*pair) for pair in pairs)
+    assert len(files) == 8 and not any(np.allclose(*pair) for pair in pairs)
 
 
 def test_names_are_looked_up_here_then_beside_the_code(tmp_path, monkeypatch):
