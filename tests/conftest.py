@@ -4,6 +4,7 @@ import functools
 import os
 import signal
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same tests everywhere: on the processor
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["GOMP_SPINCOUNT"] = "1000"  # as in main.py: tests of two threads share their cores
 
