@@ -87,7 +87,7 @@ class ReplayBuffer:
 
     def restore(self, tensors):
         """Takes over what `state` returned; raises ValueError if it does not fit."""
-        rows, images = tensors["replay/rows"], tensors.get("replay/images", self.images[:0])
+        rows, images = tensors["replay/rows"], tensors["replay/images"]
         filled, rings, width = rows.shape
         is_fit = (rings, width) == tuple(self.rows.shape[1:]) and filled <= self.length
         if not is_fit or images.shape[1:] != self.images.shape[1:]:

@@ -42,8 +42,8 @@ SHAPES = (
 )
 PLAYED = (*SHAPES, "unimix", "discount", "dreams_end")
 UNSAVED = {"switches": (), "precision": "auto", "dreams_end": True}  # if a saved agent lacks them
-WORLD = ("environment", "environment_kwargs", "vectorization", "wrappers", "hockey")
-SAVED = ("run", *WORLD, "evaluation_actions", "dreamer")  # what is saved of a config
+SAVED = ("run", "environment", "environment_kwargs", "vectorization", "wrappers", "hockey")
+SAVED += ("evaluation_actions", "dreamer")  # what is saved of a config
 SWITCH_ON = 0.5  # an action of `switches` is on above it, else off
 RETURN_LAMBDA = 0.95  # of the lambda-return, as in all three papers
 RETURN_SCALE_DECAY = 0.99  # per gradient step, of the running 5%..95% range of the returns
@@ -243,7 +243,8 @@ class Dreamer(nn.Module):
         as in `buffer.py`; noise (T, B, .) for z. The states are detached. World model learning.
         """
         settings, target = self.settings, self.squash(batch["observation"])  # (B, T, O)
-        inputs = [batch["action"], *self.embed(batch["observation"]), batch["is_first"][..., None]]
+        inputs = [batch["action"], self.encoder(target), target[..., : self.rssm.carried]]
+        inputs.append(batch["is_first"].unsqueeze(-1))
         state, states, posteriors = self.rssm.initial(len(target)), [], []
         rows = zip(*(x.unbind(1) for x in inputs), noise, strict=True)
         for action, evidence, o, is_first, for_z in rows:
@@ -433,8 +434,7 @@ class Dreamer(nn.Module):
         rewards = torch.where(first > 0, values[:-1], reward)
         discounts = self.settings.discount * (1 - terminal) * (1 - first)
         returns = utils.lambda_returns(rewards, discounts, values[1:], RETURN_LAMBDA)
-        alive = 1 - batch["is_terminal"].T[:-1]
-        weights = batch["is_own"].T[:-1] * alive * (1 - first)
+        weights = batch["is_own"].T[:-1] * (1 - batch["is_terminal"].T[:-1]) * (1 - first)
         return features.transpose(0, 1)[:-1], returns, weights
 
     def critic_loss(self, imagined, replayed):

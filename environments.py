@@ -129,10 +129,8 @@ def keywords(config, render_mode=None):
     """Returns what `gymnasium.make` gets beside the id. Raises `UserError` for no key=value."""
     found = {}
     for text in config.environment_kwargs:
-        key, equals, value = text.partition("=")
         try:
-            if not equals:
-                raise ValueError
+            key, value = text.split("=", 1)
             found[key.strip()] = yaml.safe_load(value)
         except (ValueError, yaml.YAMLError):
             raise UserError(f"environment_kwargs: '{text}' must read key=value.") from None

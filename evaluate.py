@@ -64,13 +64,12 @@ def main(arguments=None):
     for name in ("against", "page", "out", "games", "plan"):
         if getattr(options, name) and name not in fitting[chosen].split():
             raise UserError(f"--{name} says nothing about a {chosen}: leave it out.")
+    page = options.page or f"plots/{chosen}.html"
     if chosen == "player":
         evaluate(options)
     elif chosen == "league":
-        page = options.page or "plots/league.html"
         league.report(options.league, options.games or 100, options.seed, page, options.plan)
     else:
-        page = options.page or "plots/compare.html"
         points = plots.report(plots.read_runs(options.compare), page)
         if options.out:
             plots.write_figure(points, options.out)

@@ -68,15 +68,16 @@ class HockeyHalls(VectorEnv):
 
     def reset(self, *, seed=None, options=None):
         """Starts all games -> observations (n, 18), info. Seed and cores determine all."""
-        observations, info = self.halls.reset(seed=seed)
+        with blamed("A process of games"):
+            observations, info = self.halls.reset(seed=seed)
         return observations.reshape(-1, 18), self._of_games(info)
 
     def step(self, actions):
         """One decision (n, 4) in every game; returns what `HockeyGames.step` does."""
-        if list(self.pool.snapshots) != self.known:
-            self.known = list(self.pool.snapshots)
-            self.halls.call("follow", self.pool.state())
         with blamed("A process of games"):
+            if list(self.pool.snapshots) != self.known:
+                self.known = list(self.pool.snapshots)
+                self.halls.call("follow", self.pool.state())
             shape = self.halls.action_space.shape
             observations, *_, info = self.halls.step(actions.reshape(shape))
         info = self._of_games(info)

@@ -155,8 +155,7 @@ class HockeyGames(VectorEnv):
                 view = number if one else 1 - number
                 reward[view] += self.closeness * part["reward_closeness_to_puck"]
         self.rewards[:, game] += np.float32(reward)
-        self.winner[game] = winner
-        self.terminated[game] = winner != 0
+        self.winner[game], self.terminated[game] = winner, winner != 0
         self.truncated[game] = (terminated or truncated) and winner == 0
 
     def _both_views(self, game, observation):

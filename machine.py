@@ -159,14 +159,17 @@ def parser_of(text):
 
 
 def command(function):
-    """Makes the function a command; its exit status is 2 after a `UserError`, 130 after Ctrl-C."""
+    """Makes the function a command; its exit status is 2 after a `UserError`, 130 after Ctrl-C.
+
+    An OSError that nobody foresaw is told in the system's words.
+    """
 
     @functools.wraps(function)
     def call(*arguments):
         quiet_console()
         try:
             return function(*arguments)
-        except UserError as error:
+        except (UserError, OSError) as error:
             print(f"{Path(function.__code__.co_filename).name}: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:

@@ -34,7 +34,7 @@ from matches import evaluate
 from opponents import OpponentPool, check_name, find_agent
 from symmetry import Symmetry
 from teachers import Teachers
-from utils import Every, UserError, check_finite, seed_everything
+from utils import Every, UserError, check_finite, one_line, seed_everything
 
 
 def main(config, stop):
@@ -222,13 +222,14 @@ class Training:
             self.agent.restore(tensors, gradient_steps)
             self.replay.restore(tensors)
             self.best = metadata["best"]
-            if self.pool:
-                self.pool.restore(metadata["pool"])
+            if self.pool and self.pool.restore(metadata["pool"]):
+                self.best = -np.inf  # somebody is another player now
             self.log.restore(metadata["rows"])
         print(f"resumed from {path} at {gradient_steps} gradient steps")
         for key, old, new in changes(theirs, ours):
             print(f"{key}: {old} -> {new}")
-            if key in ("opponents.files", "hockey.game", "environment_kwargs"):
+            is_world = key.startswith("wrappers.") or key in ("hockey.game", "environment_kwargs")
+            if is_world or key in ("opponents.files", "evaluation_actions"):
                 self.best = -np.inf  # the score is another one from here on
         self.go_on()
 
@@ -237,9 +238,9 @@ class Training:
         """Lets go of environments and files in the end; says what is saved if something breaks."""
         try:
             yield
-        except UserError as error:
+        except (UserError, torch.OutOfMemoryError) as error:
             saved = f"saved up to gradient step {self.saved['steps'][1]}, where resume=true goes on"
-            raise UserError(f"{error} The run is {saved}.") from error
+            raise UserError(f"{one_line(error)} The run is {saved}.") from error
         finally:
             self.play.environments.close()
             self.files.release()

@@ -262,7 +262,8 @@ class ScalarHead(nn.Module):
     def mean(self, output):
         """Returns the predicted scalar (...) for an output of `forward`."""
         if self.two_hot:
-            return (F.softmax(output, -1) * self.bins).sum(-1)
+            weighted = F.softmax(output, -1) * self.bins
+            return (weighted + weighted.flip(-1)).sum(-1) / 2  # so that large bins cancel exactly
         return symexp(output.squeeze(-1)) if self.symlog else output.squeeze(-1)
 
     def loss(self, output, target):

@@ -207,10 +207,11 @@ def called(player):
     return path.absolute().parent.name if path.stem in ("best", "latest") else path.stem
 
 
-def load(spec, games=1, seed=0, deterministic=True, device="cpu", plan=False):
+def load(spec, games=1, seed=0, device="cpu", plan=False):
     """Returns the opponent that `spec` names: a bot, "path.py:Class", or a saved agent.
 
-    It plays in `games` games side by side; `deterministic` and `plan` are those of `Dreamer.act`.
+    It plays in `games` games side by side. An agent acts as it was evaluated in its run, by the
+    mean of its policy or by samples, or it looks ahead (`plan`, of `Dreamer.act`).
     Raises `UserError` if there is no such opponent.
     """
     seeds = np.random.SeedSequence(seed).generate_state(games)
@@ -223,7 +224,8 @@ def load(spec, games=1, seed=0, deterministic=True, device="cpu", plan=False):
         with blamed(f"{spec}: {make.__name__}()"):
             return PerGame([make() for _ in range(games)], called(spec))
     path = find_agent(spec)
-    return AgentOpponent(Dreamer.load(path, device), games, called(path), deterministic, plan)
+    agent = Dreamer.load(path, device)
+    return AgentOpponent(agent, games, called(path), agent.is_deterministic, plan)
 
 
 class OpponentPool:
@@ -239,7 +241,7 @@ class OpponentPool:
         self.settings, self.games, self.device = settings, games, device
         self.snapshots = {}  # path -> opponent, oldest first
         self.played = {}  # name -> games
-        self.results = {}  # name of a snapshot -> running win rate of the agent against it
+        self.results = {}  # name -> running win rate of the agent against it; used of snapshots
         shares = np.array([settings[key] for key in ("weak", "strong", "snapshots", "files_share")])
         if shares.sum() <= 0 or (settings.files_share > 0 and not settings.files):
             raise UserError("opponents: some share must be above 0, and files_share needs files.")
@@ -352,7 +354,10 @@ class OpponentPool:
         return {"snapshots": list(self.snapshots)} | known
 
     def restore(self, state):
-        """Takes over what `state` returned, and reads the snapshots' files that are still there."""
+        """Takes over what `state` returned; says whether one of the config's files has changed.
+
+        Reads the snapshots' files that are still there.
+        """
         for path in state["snapshots"]:
             if path in self.snapshots:
                 continue
@@ -360,7 +365,9 @@ class OpponentPool:
                 self.add_snapshot(path)
             else:
                 warn(f"the snapshot {path} is gone; the run goes on without it")
-        for spec, before in state.get("files", {}).items():
-            if self.read.get(spec, before) != before:
-                warn(f"{spec} has changed since the run was here; it goes on against the new one")
         self.played, self.results = state["played"], state["results"]
+        known = state.get("files", {}).items()
+        changed = [spec for spec, before in known if self.read.get(spec, before) != before]
+        for spec in changed:
+            warn(f"{spec} has changed since the run was here; it goes on against the new one")
+        return bool(changed)

@@ -119,8 +119,13 @@ def human(options):
 
 def dream(options):
     """Writes a page with what the agent imagines, of hockey or of images."""
-    sees_images = Dreamer.load(find_agent(options.agent)).is_image
-    (dream_of_images if sees_images else dream_of_hockey)(options)
+    agent = Dreamer.load(find_agent(options.agent))
+    if not agent.is_image:
+        dream_of_hockey(options)
+    elif options.against or options.games:
+        raise UserError(f"{options.agent} sees images and plays alone: no --against, no --games.")
+    else:
+        dream_of_images(agent, options)
 
 
 @command
@@ -149,9 +154,9 @@ def main(arguments=None):
     add("--server-port", default=os.environ.get("COMPRL_SERVER_PORT"))
     add("--token", default=os.environ.get("COMPRL_ACCESS_TOKEN"))
     add = add_command("dream", dream, what="")
-    add("--against", default="strong", metavar="OPPONENT")
+    add("--against", metavar="OPPONENT", help="in hockey (strong)")
     add("--out", default="plots/dream.html", metavar="PATH")
-    add("--games", type=int, default=8)
+    add("--games", type=int, help="in hockey (8)")
     options = parser.parse_args(arguments)
     make_ready(options)
     if not 0.01 <= getattr(options, "speed", 1.0) <= 100:

@@ -3,9 +3,9 @@
     python benchmarks/turns.py FOLDER [--config hockey.yml] [--turns 10] [--body 45] [key=value ...]
 
 FOLDER holds another copy of this project, say of an earlier commit; each reads its own config of
-that name. A turn is four gradient steps on random numbers of the one, then of the other, as a shared
-machine changes its speed; the first two turns don't count. Printed: the medians in milliseconds a step, and the
-quotient this : FOLDER, turn by turn.
+that name. A turn is four gradient steps on random numbers of the one, then of the other, as a
+shared machine changes its speed; the first two turns don't count. Printed: the medians in
+milliseconds a step, and the quotient this : FOLDER, turn by turn.
 
 Exit status: 0 it is done, 2 something to mend (one sentence says what).
 """

@@ -12,8 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from machine import explained
-from utils import UserError
+from machine import explained, warn
+from utils import UserError, one_line
 
 JOBS = Path("runs/slurm")  # submitit's files, and the number of each run's job
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,6 +67,7 @@ def queue(moment):
     """Returns the numbers of the jobs in the queue; it is asked once a moment."""
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
     while (answer := subprocess.run(command, capture_output=True, text=True)).returncode:
+        warn(f"squeue: {one_line(answer.stderr)}; asked again in 10 s")
         time.sleep(10)  # the cluster has other things to do
     return answer.stdout.split()
 

@@ -185,10 +185,11 @@ def table_rows(means, seconds):
 
 
 def dream(options):
-    """Writes the page options.out: the longest of options.games of agent against an opponent."""
+    """Writes the page options.out: the longest of some games against an opponent."""
     player = load(find_agent(options.agent))
-    opponent = load(options.against, options.games, options.seed)
-    games = record_games(player.agent, opponent, options.games, options.seed)
+    count = options.games or 8
+    opponent = load(options.against or "strong", count, options.seed)
+    games = record_games(player.agent, opponent, count, options.seed)
     shown = max(games, key=lambda game: len(game.reward))
     means, seconds = mean_errors(player.agent, games), player.frame_skip / FPS
     us, them = map(html.escape, (player.name, opponent.name))

@@ -174,7 +174,7 @@ def save_video(match, path, speed=1.0):
 def film_agent(agent, path, games=3):
     """Saves a video of so many games against the strong bot; of one episode in other worlds."""
     if agent.config.environment == "hockey":
-        player = AgentOpponent(agent, 1, agent.config.run, deterministic=True)
+        player = AgentOpponent(agent, 1, agent.config.run, agent.is_deterministic)
         match = Match((player, load("strong")), games)
     else:
         match = Episodes(agent, 1)

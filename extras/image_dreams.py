@@ -12,11 +12,9 @@ import numpy as np
 import pygame
 import torch
 
-from dreamer import Dreamer
 from environments import worlds_of
 from extras.plots import fill_template
 from matches import episode_returns
-from opponents import find_agent
 from utils import UserError
 
 CONTEXT, H_DREAM = 5, 15  # decisions that are seen, and that are dreamed from then on
@@ -79,14 +77,12 @@ def strip(painted, real):
     return base64.b64encode(file.getvalue()).decode()
 
 
-def dream_of_images(options):
-    """Writes the page options.out of options.agent; `UserError` if its episode is too short."""
-    path = find_agent(options.agent)
-    agent = Dreamer.load(path)
+def dream_of_images(agent, options):
+    """Writes the page options.out of the agent; `UserError` if its episode is too short."""
     images, actions, state = record(agent, options.seed)
     last = len(images) - H_DREAM - 1
     if last < CONTEXT - 1:
-        raise UserError(f"{path}: its episode ends after {len(images)} decisions: too soon.")
+        raise UserError(f"{options.agent}: an episode of {len(images)} decisions is too short.")
     moments = np.unique(np.linspace(CONTEXT - 1, last, MOMENTS).astype(int)).tolist()
     pairs = [paint(agent, images, actions, state, moment) for moment in moments]
     errors = np.mean([abs(painted - real).mean((1, 2, 3)) for painted, real in pairs], 0) / 255

@@ -50,6 +50,7 @@ def test_a_config_of_the_users_changes_no_match(tmp_path, monkeypatch, capsys):
         (["{saved}", "--games", "0"], "--games"),
         (["{saved}", "--seed", "-1"], "--seed"),
         (["."], "."),
+        ([300 * "x"], "too long"),
         (["{pendulum}"], "pendulum"),
         (["{saved}", "--out", "wins.svg"], "--out"),
         (["--league", "weak", "strong", "--against", "random"], "--against"),

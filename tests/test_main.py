@@ -221,17 +221,24 @@ def test_the_agent_with_the_best_score_is_kept(monkeypatch, scores, best):
     assert checkpoint.load(STATE)[1]["best"] == max(scores)
 
 
-def test_the_best_score_is_forgotten_where_the_rivals_are_others(monkeypatch):
+def test_the_best_score_is_forgotten_where_it_means_something_else(monkeypatch, capsys):
     monkeypatch.setattr(main, "evaluate", lambda *_: ({}, 0.9, {}))
-    run = main.Training(tiny_config())
+    bot = Path("bot.py")
+    bot.write_text("class Bot:\n    def act(self, observation):\n        return [0, 0, 0, 0]\n")
+    met = {"opponents.files": "[bot.py:Bot]"}
+    run = main.Training(tiny_config(**met))
     run.agent.gradient_steps = 2
     run.evaluate(Stop())
     run.save()
     run.files.release()
-    for keys, best in (({}, 0.9), ({"opponents.files": "[random,weak]"}, -np.inf)):
-        again = main.Training(tiny_config(resume="true", **keys))
-        assert again.best == best
+    others = ({"opponents.files": "[random,weak]"}, {"evaluation_actions": "sample"})
+    for keys in ({}, *others, {"wrappers.time_limit": 9}):
+        again = main.Training(tiny_config(resume="true", **(met | keys)))
+        assert again.best == (-np.inf if keys else 0.9)
         again.files.release()
+    bot.write_text(bot.read_text().replace("0]", "1]"))
+    assert main.Training(tiny_config(resume="true", **met)).best == -np.inf
+    assert "bot.py:Bot has changed since the run was here" in capsys.readouterr().err
 
 
 def test_former_selves_are_played_from_memory():

@@ -124,14 +124,15 @@ def test_prior_and_posterior_both_listen(small_config, latent):
     assert head.sample(head(h)).shape == (3, head.size)
 
 
-def scalar_head(small_config, scalar):
-    config = small_config(dreamer__scalar=scalar, dreamer__bins=21, dreamer__bin_limit=3.0)
+def scalar_head(small_config, scalar, bins=21, limit=3.0):
+    config = small_config(dreamer__scalar=scalar, dreamer__bins=bins, dreamer__bin_limit=limit)
     return ScalarHead(8, config.dreamer)
 
 
+@pytest.mark.parametrize("size", [(21, 3.0), (63, 20.0), (64, 20.0), (255, 20.0)])
 @pytest.mark.parametrize("scalar", ["twohot", "normal"])
-def test_a_new_scalar_head_predicts_zero(small_config, scalar):
-    head = scalar_head(small_config, scalar)
+def test_a_new_scalar_head_predicts_zero(small_config, scalar, size):
+    head = scalar_head(small_config, scalar, *size)
     assert torch.allclose(head.mean(head(torch.randn(5, 3, 8))), torch.zeros(5, 3), atol=1e-5)
 
 

@@ -48,9 +48,9 @@ def saved(tmp_path_factory):
     """saved(name): the path of a saved agent."""
     folder = tmp_path_factory.mktemp("agents")
 
-    def save(name, sizes=(18, 4)):
+    def save(name, sizes=(18, 4), **settings):
         path = folder / f"{name}.safetensors"
-        Dreamer(make_config(), *sizes).save(path)
+        Dreamer(make_config(**settings), *sizes).save(path)
         return path
 
     return save
@@ -189,14 +189,12 @@ def test_an_opponent_does_not_disturb_the_agent_it_plays():
     assert all(np.array_equal(*pair) for pair in zip(before, agent.memory, strict=True))
 
 
-def test_snapshots_play_with_chance_and_files_do_not(saved):
-    path = saved("mine")
-
-    def spread(deterministic):
-        opponent = load(path, games=100, deterministic=deterministic)
+def test_a_file_plays_as_its_run_evaluates(saved):
+    def spread(actions):
+        opponent = load(saved(actions, evaluation_actions=actions), games=100)
         return np.ptp(opponent.act(np.repeat(observations(1), 100, 0)), 0).max()
 
-    assert spread(True) < 1e-5 and spread(False) > 0.1
+    assert spread("mode") < 1e-5 and spread("sample") > 0.1
 
 
 # ---------------------------------------------------------------------------- the pool

@@ -488,7 +488,7 @@ def test_the_next_command_that_a_run_names_is_one_that_works(keys, word, capsys,
 # ---------------------------------------------------------------------------- dreams
 
 
-def test_the_page_of_dreams_of_images():
+def test_the_page_of_dreams_of_images(capsys):
     run(**LIGHTS, environment_kwargs="[days=30]", gradient_steps=3, evaluate_every=3)
     assert play.main(["dream", "tiny", "--out", "plots/dream.html"]) == 0
     page = Path("plots/dream.html").read_text()
@@ -496,6 +496,8 @@ def test_the_page_of_dreams_of_images():
     assert [int(moment) for moment, _ in strips] == list(range(4, 15))
     picture = pygame.image.load(io.BytesIO(base64.b64decode(strips[0][1])))
     assert picture.get_size() == (5 * 20 * 11, 5 * 3 * 11)
+    assert play.main(["dream", "tiny", "--against", "weak"]) == 2
+    assert "plays alone" in capsys.readouterr().err
 
 
 @torch.no_grad()
