@@ -139,6 +139,8 @@ def load(path):
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
         if texts.pop("checksum", None) != checksum(tensors, texts):
             raise ValueError("its checksum does not fit its contents")
+        if any("${" in text for text in texts.values()):  # OmegaConf would look for what it names
+            raise ValueError("it refers to something that is not in it")
         return tensors, {key: json.loads(text) for key, text in texts.items()}
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UserError(f"{path} can't be read: {error.strerror}.") from error
@@ -181,10 +183,9 @@ class RunFiles:
     def clear(self):
         """Deletes an earlier run of this name. Raises `UserError` if somebody holds its files."""
         with blamed("overwrite=true"):
-            for path in (self.csv, self.page):
+            for path in (self.csv, self.page, *self.folder.glob("*")):
                 path.unlink(missing_ok=True)
-        for folder in (self.folder, self.csv.with_suffix(".tensorboard")):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(self.csv.with_suffix(".tensorboard"), ignore_errors=True)
 
     def load(self):
         """Returns path, tensors, metadata of the newest checkpoint that is whole, or `UserError`.

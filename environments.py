@@ -65,7 +65,7 @@ class UnitActions(gymnasium.ActionWrapper):
         """Raises `UserError`, with this name, for other actions."""
         super().__init__(env)
         self.box = box = env.action_space
-        if not isinstance(box, Box):
+        if not isinstance(box, Box) or 0 in box.shape:
             raise UserError(f"{name}: actions must be Discrete or a Box, not {one_line(box)}.")
         if not (np.isfinite(box.low) & np.isfinite(box.high)).all():
             raise UserError(f"{name}: actions need finite bounds, {one_line(box)} has none.")
@@ -105,7 +105,7 @@ class Worlds(RecordEpisodeStatistics):
         with blamed(f"{self.name} (render)"):
             pictures = super().render()
         for picture in pictures:
-            if np.ndim(picture) != 3:
+            if np.shape(picture)[2:] != (3,) or 0 in np.shape(picture):
                 raise UserError(f"{self.name} (render) gave no picture (H, W, 3).")
         return pictures
 
@@ -162,7 +162,7 @@ def wrap(env, settings, name):
     seen = env.observation_space
     is_image = isinstance(seen, Box) and len(seen.shape) == 3 and seen.dtype == np.uint8
     is_image = is_image and seen.shape[-1] <= min(seen.shape)  # the channels come last
-    if not is_image and (not isinstance(seen, Box) or len(seen.shape) != 1):
+    if not is_image and (not isinstance(seen, Box) or len(seen.shape) != 1 or 0 in seen.shape):
         raise UserError(
             f"{name}: observations must be a flat Box or images (H, W, C) of uint8,"
             f" not {one_line(seen)}; wrappers.flatten=true makes one row of numbers of many others."

@@ -161,7 +161,7 @@ def parser_of(text):
 def command(function):
     """Makes the function a command; its exit status is 2 after a `UserError`, 130 after Ctrl-C.
 
-    An OSError that nobody foresaw is told in the system's words.
+    What else the system denies, a file or memory, is told in its own words.
     """
 
     @functools.wraps(function)
@@ -169,7 +169,7 @@ def command(function):
         quiet_console()
         try:
             return function(*arguments)
-        except (UserError, OSError) as error:
+        except (UserError, OSError, MemoryError) as error:
             print(f"{Path(function.__code__.co_filename).name}: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
@@ -195,8 +195,9 @@ def make_ready(options):
     """Makes ready for games by a command line's options; `UserError` for an impossible one."""
     if not 0 <= options.seed < 2**31:
         raise UserError("--seed must be from 0 to 2147483647.")
-    if getattr(options, "games", None) is not None and options.games < 1:
-        raise UserError("--games must be at least 1.")
+    games = getattr(options, "games", None)
+    if games is not None and not 1 <= games <= 100_000:
+        raise UserError("--games must be from 1 to 100000.")
     torch.manual_seed(options.seed)  # of the plans
     torch.set_num_threads(1)  # small matrices: more threads only wait for each other
 
@@ -274,6 +275,27 @@ class Stopped(Exception):
     """A signal came while something was going on that can be begun again."""
 
 
+class Console:
+    """A stream that goes on when its reader has left or its disk is full: then nobody reads it."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        """Writes it at once; what can't be written is lost, and so is all that follows."""
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except OSError:
+            self.stream = open(os.devnull, "w")
+
+    def flush(self):
+        """Nothing is left to do."""
+
+
 class Stop:
     """What signals ask for: `requested` turns true; a second Ctrl-C leaves at once."""
 
@@ -281,7 +303,12 @@ class Stop:
         self.requested, self.process = False, os.getpid()
 
     def listen(self):
-        """Listens to SIGINT, SIGTERM, SIGUSR1 and SIGBREAK, where the system has them."""
+        """Listens to SIGINT, SIGTERM, SIGUSR1 and SIGBREAK, where the system has them.
+
+        From here on, nobody has to listen to the process: see `Console`.
+        """
+        if not isinstance(sys.stdout, Console):
+            sys.stdout, sys.stderr = Console(sys.stdout), Console(sys.stderr)
         for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK"):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), self.request)
@@ -293,7 +320,8 @@ class Stop:
         self.requested = True
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         # not print: the signal may have come in the middle of one
-        os.write(2, b"\nfinishing the step and saving ...\n")
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nfinishing the step and saving ...\n")
 
     def check(self):
         """Raises `Stopped` once it is requested."""

@@ -238,7 +238,7 @@ class Training:
         """Lets go of environments and files in the end; says what is saved if something breaks."""
         try:
             yield
-        except (UserError, torch.OutOfMemoryError) as error:
+        except (UserError, MemoryError, torch.OutOfMemoryError) as error:
             saved = f"saved up to gradient step {self.saved['steps'][1]}, where resume=true goes on"
             raise UserError(f"{one_line(error)} The run is {saved}.") from error
         finally:

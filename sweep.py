@@ -103,6 +103,8 @@ def plan(options):
         keys += [f"run={name_of(base, config)}", "resume=true"]
         label = " ".join(f"{name}={chosen[key]}" for key, name in names.items()).replace("'", "")
         run = Run(label or config.run, ["--config", options.config, *keys])
+        if run.name in runs:
+            raise UserError(f"Two runs would be called {run.name}: vary something else than {HOW}.")
         runs[run.name] = run
     return list(runs.values()), "_".join([config.run, *(names.values() or ["seeds"])])
 
@@ -116,7 +118,7 @@ def name_of(base, config):
             parts.append(f"{key.split('.')[-1]}={text}")
     name = "_".join(parts)
     if (plain_name := re.sub(r"[^\w.,=+\[\]-]", "", name, flags=re.A)[:150]) != name:
-        name = f"{plain_name}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        name = f"{plain_name or 'run'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return f"{name}_seed{config.seed}"
 
 

@@ -78,7 +78,7 @@ def submit(runs, name, settings, parallel):
     for key in settings:
         if "." in key:
             raise UserError(f"--slurm: {key} is no option of sbatch; keys of the config go before.")
-    if not settings.get("time", "").isdigit():
+    if not settings.get("time", "").isdecimal():
         raise UserError("--slurm needs time=MINUTES, a whole number: the limit of a job.")
     with explained("--slurm needs submitit (pip install submitit)", ImportError):
         import submitit

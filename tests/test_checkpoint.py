@@ -97,6 +97,11 @@ def test_what_was_saved_comes_back():
         assert torch.equal(tensors[name], value) and tensors[name].dtype == value.dtype
 
 
+def test_a_file_says_nothing_that_only_the_reader_knows():
+    checkpoint.save("a.safetensors", TENSORS, config={"run": "${oc.env:HOME}"})
+    assert "refers to something" in refused("a.safetensors")
+
+
 def test_what_was_read_does_not_change_with_the_file():
     path = Path("a.safetensors")
     checkpoint.save(path, TENSORS)

@@ -1,5 +1,6 @@
 """Whole runs, tiny ones: files, reproducibility, resuming, signals, and what a user gets wrong."""
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -299,8 +300,12 @@ def test_a_single_file_of_the_name_is_enough_to_refuse(copied, capsys, left):
     refused(capsys)
 
 
-def test_overwrite_starts_anew(copied):
+@pytest.mark.parametrize("is_link", [False, True])
+def test_overwrite_starts_anew(copied, is_link):
     STATE.with_name("old.safetensors").touch()
+    if is_link:
+        STATE.parent.rename("elsewhere")
+        STATE.parent.symlink_to(Path("elsewhere").resolve())
     table = train(overwrite="true", **SHORT)
     assert table["gradient_steps"].tolist() == [2]
     assert not STATE.with_name("old.safetensors").exists()
@@ -516,6 +521,19 @@ def test_a_signal_ends_in_a_checkpoint_and_a_status(monkeypatch, capfd):
         assert checkpoint.load(STATE)[1]["steps"][1] == step
     table = train(resume="true", gradient_steps=8, evaluation_games=1)
     assert table["gradient_steps"].tolist() == [2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a full disk")
+def test_a_run_that_nobody_listens_to_goes_on(monkeypatch):
+    full = {name: open("/dev/full", "w") for name in ("stdout", "stderr")}
+    with monkeypatch.context() as patch:
+        for name, stream in full.items():
+            patch.setattr(sys, name, stream)
+        assert main.command_line(arguments(**SHORT)) == 0
+    for stream in full.values():  # what they hold can't be written at their end either
+        with contextlib.suppress(OSError):
+            stream.close()
+    assert checkpoint.load(STATE)[1]["steps"][1] == 2
 
 
 @pytest.mark.slow

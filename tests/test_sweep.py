@@ -146,6 +146,7 @@ def test_cores_are_shared_unless_the_command_says_so(monkeypatch):
         (["dreamer.horizon"], "must be a whole number"),
         (["dreamer.horizon=3],[6"], "not understood"),
         (["seed=1,2"], "'seed=1,2' can't be chosen"),
+        (["threads=1,2"], "Two runs would be called small_seed0"),
         (["--seeds", "one"], "seed must be a whole number"),
         (["--parallel", "0"], "--parallel"),
         (["--config", "nowhere.yml"], "no config 'nowhere.yml'"),

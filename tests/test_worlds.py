@@ -440,7 +440,12 @@ class Broken(CartPoleEnv):
 
 
 @pytest.mark.parametrize(
-    ("picture", "word"), [(KeyError("no font"), "failed: KeyError"), (None, "gave no picture")]
+    ("picture", "word"),
+    [
+        (KeyError("no font"), "failed: KeyError"),
+        (None, "gave no picture"),
+        (np.zeros((4, 4, 4), np.uint8), "gave no picture"),
+    ],
 )
 def test_a_picture_that_fails_is_one_sentence(picture, word, monkeypatch, capsys):
     monkeypatch.setattr(Broken, "picture", picture)
@@ -531,6 +536,8 @@ def test_dreams_of_images_follow_the_actions_that_were_played():
         (spaces.Box(0, 255, (2, 4, 4, 3), np.uint8), None, "images"),
         (spaces.Box(0, 255, (3, 64, 64), np.uint8), None, "images"),  # channels first
         (None, spaces.Box(-np.inf, np.inf, (2,)), "finite bounds"),
+        (spaces.Box(0, 1, (0,)), None, "flat Box"),
+        (None, spaces.Box(-1, 1, (0,)), "Discrete or a Box"),
         (None, spaces.MultiDiscrete([2, 2]), "actions must be"),
         (None, spaces.MultiBinary(2), "actions must be"),
         (None, spaces.Text(3), "actions must be"),
