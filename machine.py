@@ -98,7 +98,10 @@ def blamed(who):
         others = ("<", "site-packages", ours.filename)
         theirs = [x for x in theirs if not any(other in x.filename for other in others)]
         place = [f" ({Path(x.filename).name}, line {x.lineno})" for x in theirs[-1:]]
-        reason = f"{type(error).__name__}: {one_line(error).rstrip('.')}{''.join(place)}"
+        name = type(error).__name__
+        if isinstance(error, (EOFError, ConnectionError)):
+            name = "a process has ended"
+        reason = f"{name}: {one_line(error).rstrip('.')}{''.join(place)}"
         raise UserError(f"{who} failed: {reason}.") from error
 
 

@@ -74,15 +74,16 @@ def test_an_opponent_that_fails_in_a_process_is_named(monkeypatch, tmp_path):
         games.step(random_actions(2, 1)[0])
 
 
-def test_a_process_that_dies_is_one_sentence_and_the_others_end(monkeypatch):
+@pytest.mark.parametrize("resets", [False, True])
+def test_a_process_that_dies_is_one_sentence_and_the_others_end(resets, monkeypatch):
     games, _ = make_halls(2, monkeypatch)
     games.reset(seed=0)
     processes = games.unwrapped.halls.processes
     processes[1].kill()
     processes[1].join()
-    with pytest.raises(UserError, match="A process of games failed: (BrokenPipe|EOF)Error"):
+    with pytest.raises(UserError, match="A process of games failed: a process has ended"):
         for action in random_actions(2, 2):
-            games.step(action)
+            games.reset(seed=1) if resets else games.step(action)
     games.close()
     processes[0].join(timeout=30)
     assert not any(process.is_alive() for process in processes)
