@@ -165,6 +165,8 @@ class RunFiles:
             check_writable(folder)
         lock = hold(self.folder.parent / f".{self.run}.lock", f"The run '{self.run}'")
         self.release = weakref.finalize(self, os.close, lock)
+        for half_written in self.folder.glob(".*.part"):  # by a run that was killed
+            half_written.unlink()
         can_resume = self.newest.exists() or self.previous.exists()
         if resume and can_resume:
             return False

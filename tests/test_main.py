@@ -300,6 +300,13 @@ def test_a_single_file_of_the_name_is_enough_to_refuse(copied, capsys, left):
     refused(capsys)
 
 
+def test_what_a_killed_run_left_half_written_is_gone(copied):
+    left = STATE.with_name(".best.safetensors.part")
+    left.touch()
+    train(resume="true")
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("is_link", [False, True])
 def test_overwrite_starts_anew(copied, is_link):
     STATE.with_name("old.safetensors").touch()
