@@ -86,11 +86,11 @@ class ReplayBuffer:
         return {"replay/rows": rows, "replay/images": images}
 
     def restore(self, tensors):
-        """Takes over what `state` returned; raises ValueError if it does not fit."""
+        """Takes over what `state` returned; raises ValueError or KeyError if it does not fit."""
         rows, images = tensors["replay/rows"], tensors["replay/images"]
         filled, rings, width = rows.shape
         is_fit = (rings, width) == tuple(self.rows.shape[1:]) and filled <= self.length
-        if not is_fit or images.shape[1:] != self.images.shape[1:]:
+        if not is_fit or images.shape != (filled, *self.images.shape[1:]):
             ours = tuple(self.rows.shape)
             raise ValueError(f"its replay is {(filled, rings, width)}, not {ours}, or other images")
         self.rows[:filled], self.images[: len(images)] = rows, images

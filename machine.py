@@ -98,10 +98,7 @@ def blamed(who):
         others = ("<", "site-packages", ours.filename)
         theirs = [x for x in theirs if not any(other in x.filename for other in others)]
         place = [f" ({Path(x.filename).name}, line {x.lineno})" for x in theirs[-1:]]
-        name = type(error).__name__
-        if isinstance(error, (EOFError, ConnectionError)):
-            name = "a process has ended"
-        reason = f"{name}: {one_line(error).rstrip('.')}{''.join(place)}"
+        reason = f"{type(error).__name__}: {one_line(error).rstrip('.')}{''.join(place)}"
         raise UserError(f"{who} failed: {reason}.") from error
 
 
@@ -173,7 +170,8 @@ def command(function):
         try:
             return function(*arguments)
         except (UserError, OSError, MemoryError) as error:
-            print(f"{Path(function.__code__.co_filename).name}: {error}", file=sys.stderr)
+            name = Path(function.__code__.co_filename).name
+            print(f"{name}: {one_line(error)}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             return 130

@@ -104,7 +104,8 @@ def plan(options):
         label = " ".join(f"{name}={chosen[key]}" for key, name in names.items()).replace("'", "")
         run = Run(label or config.run, ["--config", options.config, *keys])
         if run.name in runs:
-            raise UserError(f"Two runs would be called {run.name}: vary something else than {HOW}.")
+            advice = "take each seed once, and vary more than threads or device"
+            raise UserError(f"Two runs would be called {run.name}: {advice}.")
         runs[run.name] = run
     return list(runs.values()), "_".join([config.run, *(names.values() or ["seeds"])])
 
