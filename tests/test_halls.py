@@ -81,7 +81,7 @@ def test_a_process_that_dies_is_one_sentence_and_the_others_end(resets, monkeypa
     processes = games.unwrapped.halls.processes
     processes[1].kill()
     processes[1].join()
-    with pytest.raises(UserError, match="A process of games failed: (Broken|EOF|Connection).*Error"):
+    with pytest.raises(UserError, match="games failed: (Broken|EOF|Connection).*Error"):
         for action in random_actions(2, 2):
             games.reset(seed=1) if resets else games.step(action)
     games.close()
